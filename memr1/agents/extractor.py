@@ -1,0 +1,46 @@
+"""From a turn to facts: the dataset's own, the utterance itself, or what a language model extracts."""
+
+from __future__ import annotations
+
+from memr1.agents.protocol import Messages
+from memr1.agents.roles import Agents, Prompt
+from memr1.data.types import Session, Turn
+from memr1.errors import MemR1Error
+
+_SYSTEM = (
+    "List the facts in the message that are worth remembering about people, one per line, each a full sentence in the "
+    "third person that starts with `- `. Leave out greetings and small talk. If there is nothing, write `none`."
+)
+
+
+def facts_without_model(turn: Turn, kind: str) -> list[str] | None:
+    """Facts for the extractors that need no model (`gold`, `utterance`); None for `llm`.
+
+    Raises MemR1Error when gold facts are asked of a turn that was never annotated.
+    """
+    if kind == "llm":
+        return None
+    if kind == "gold":
+        if turn.facts is None:
+            raise MemR1Error(
+                f"turn {turn.id} has no gold facts; set agents.extractor=utterance or llm, or add `facts` to the data"
+            )
+        return [fact.text for fact in turn.facts]
+    shared = f" [shares {turn.caption}]" if turn.caption else ""
+    return [f"{turn.speaker}: {turn.text}{shared}"] if turn.text.strip() or shared else []
+
+
+def extraction_prompt(agents: Agents, turn: Turn, session: Session) -> Prompt:
+    """Prompt that asks a language model for the facts of one turn; the session's date is shown."""
+    date = f" ({session.time_text})" if session.time_text else ""
+    shared = f" [shares {turn.caption}]" if turn.caption else ""
+    messages: Messages = [
+        {"role": "system", "content": _SYSTEM},
+        {"role": "user", "content": f"{turn.speaker}{date}: {turn.text}{shared}"},
+    ]
+    return agents.codec.fit((), lambda _: messages)
+
+
+def read_facts(completion: str) -> list[str]:
+    """Facts in a completion: lines that start with `- `. Anything else is not a fact; none at all is an answer."""
+    return [line[2:].strip() for line in completion.splitlines() if line.startswith("- ") and line[2:].strip()]

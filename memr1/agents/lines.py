@@ -1,0 +1,116 @@
+"""The compact line protocol: one operation per line, short enough for a model of 135M parameters to learn.
+
+    ADD <text>            Use: 1, 3
+    UPDATE <n> <text>     Answer: <text>
+    DELETE <n>
+    NOOP
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from memr1.agents.protocol import Answer, Decision, Messages, entry_lines, unknown_id
+from memr1.memory.types import Event, MemoryEntry, MemoryOp
+
+_MANAGER_SYSTEM = (
+    "You keep a memory of facts up to date. Compare the new fact with the memories and reply with one line per "
+    "operation: ADD text, UPDATE number text, DELETE number, or NOOP."
+)
+_ANSWERER_SYSTEM = (
+    "Answer the question from the memories. The latest date wins. Reply with two lines: the numbers of the memories "
+    "you use, then a short answer, or unknown."
+)
+_OPERATION = re.compile(r"(ADD|UPDATE|DELETE|NOOP)(?:\s+(.*))?")
+_NUMBERED = re.compile(r"(\d+)(?:\s+(.*))?")
+
+
+class LinesManager:
+    """See `ManagerProtocol`."""
+
+    def render(self, facts: Sequence[str], date: str, entries: Mapping[str, MemoryEntry]) -> Messages:
+        """See `ManagerProtocol.render`."""
+        label = f"New fact ({date})" if date else "New fact"
+        new = "\n".join(f"{label}: {fact}" for fact in facts)
+        return [
+            {"role": "system", "content": _MANAGER_SYSTEM},
+            {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\n{new}"},
+        ]
+
+    def parse(self, completion: str, entries: Mapping[str, MemoryEntry]) -> Decision:
+        """See `ManagerProtocol.parse`. Every non-empty line must be an operation."""
+        lines = [line.strip() for line in completion.strip().splitlines() if line.strip()]
+        if not lines:
+            return Decision(None, "empty: the completion holds no operation")
+        ops = []
+        for line in lines:
+            op = self._parse_line(line, entries)
+            if isinstance(op, str):
+                return Decision(None, op)
+            ops.append(op)
+        return Decision(tuple(ops))
+
+    def _parse_line(self, line: str, entries: Mapping[str, MemoryEntry]) -> MemoryOp | str:
+        match = _OPERATION.fullmatch(line)
+        if match is None:
+            return f"unknown operation: {line[:60]!r}"
+        event, rest = Event(match[1]), (match[2] or "").strip()
+        if event is Event.NOOP:
+            return MemoryOp(event) if not rest else f"text after NOOP: {rest[:60]!r}"
+        if event is Event.ADD:
+            return MemoryOp(event, text=rest) if rest else "ADD without text"
+        numbered = _NUMBERED.fullmatch(rest)
+        if numbered is None:
+            return f"{event} without a memory number: {line[:60]!r}"
+        number, text = numbered[1], (numbered[2] or "").strip()
+        entry = entries.get(number)
+        entry_id, version = (entry.id, entry.version) if entry else (unknown_id(number), None)
+        if event is Event.DELETE:
+            return MemoryOp(event, entry_id=entry_id, expected_version=version) if not text else "text after DELETE"
+        if not text:
+            return "UPDATE without text"
+        return MemoryOp(event, text=text, entry_id=entry_id, expected_version=version)
+
+    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry]) -> str:
+        """See `ManagerProtocol.write`. Raises KeyError when a target is not displayed."""
+        numbers = {entry.id: number for number, entry in entries.items()}
+        lines = []
+        for op in ops:
+            parts: list[str] = [op.event]
+            if op.event in (Event.UPDATE, Event.DELETE):
+                parts.append(numbers[op.entry_id or ""])
+            if op.event in (Event.ADD, Event.UPDATE):
+                parts.append(op.text)
+            lines.append(" ".join(parts))
+        return "\n".join(lines)
+
+
+class LinesAnswerer:
+    """See `AnswererProtocol`."""
+
+    def render(self, question: str, entries: Mapping[str, MemoryEntry]) -> Messages:
+        """See `AnswererProtocol.render`."""
+        return [
+            {"role": "system", "content": _ANSWERER_SYSTEM},
+            {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\nQuestion: {question}"},
+        ]
+
+    def parse(self, completion: str) -> Answer:
+        """See `AnswererProtocol.parse`. The two lines must come in order, with nothing else."""
+        lines = [line.strip() for line in completion.strip().splitlines() if line.strip()]
+        if len(lines) != 2 or not lines[0].startswith("Use:") or not lines[1].startswith("Answer:"):
+            return Answer(None, error=f"expected the lines Use: and Answer:, got {completion.strip()[:60]!r}")
+        chosen = lines[0].removeprefix("Use:").strip()
+        if chosen == "none":
+            selected: tuple[int, ...] = ()
+        elif re.fullmatch(r"\d+(\s*,\s*\d+)*", chosen):
+            selected = tuple(int(n) for n in chosen.split(","))
+        else:
+            return Answer(None, error=f"Use: expects numbers or none, got {chosen[:60]!r}")
+        text = lines[1].removeprefix("Answer:").strip()
+        return Answer(text, selected) if text else Answer(None, error="Answer: is empty")
+
+    def write(self, answer: str, selected: Sequence[str]) -> str:
+        """See `AnswererProtocol.write`."""
+        return f"Use: {', '.join(selected) or 'none'}\nAnswer: {answer}"

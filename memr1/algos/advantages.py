@@ -1,0 +1,38 @@
+"""Advantage estimators: from rewards of trajectories to one scalar per trajectory."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def grpo_advantages(
+    rewards: Tensor, group_ids: Tensor, *, normalize_std: bool = True, eps: float = 1e-6, min_range: float = 1e-6
+) -> Tensor:
+    """Group-relative advantages (DeepSeekMath, arXiv 2402.03300, eq. 3).
+
+    rewards: (num_trajectories,) one scalar per trajectory.
+    group_ids: (num_trajectories,) integer; trajectories with one id were played from the same snapshot.
+    normalize_std: divide by the unbiased standard deviation of the group; False is Dr.GRPO (arXiv 2503.20783).
+    Returns (num_trajectories,). A group of one, or one whose rewards differ by at most `min_range`, gets 0: it
+    carries no signal, and dividing rounding noise by its tiny deviation would invent one.
+    """
+    advantages = torch.zeros_like(rewards)
+    for group in group_ids.unique():
+        members = group_ids == group
+        r = rewards[members]
+        if r.numel() < 2 or (r.max() - r.min()) <= min_range:
+            continue
+        centred = r - r.mean()
+        advantages[members] = centred / (r.std(unbiased=True) + eps) if normalize_std else centred
+    return advantages
+
+
+def zero_variance_groups(rewards: Tensor, group_ids: Tensor, *, min_range: float = 1e-6) -> Tensor:
+    """True for trajectories whose group has rewards within `min_range` of each other. Shapes (num_trajectories,)."""
+    out = torch.zeros_like(group_ids, dtype=torch.bool)
+    for group in group_ids.unique():
+        members = group_ids == group
+        r = rewards[members]
+        out[members] = bool((r.max() - r.min()) <= min_range)
+    return out

@@ -1,0 +1,98 @@
+"""Token losses. Every function returns a *sum* over its tokens divided by a denominator the caller counted before.
+
+The denominator is global: over all micro-batches and all ranks of one optimizer step (DAPO, arXiv 2503.14476).
+Averaging per micro-batch instead weights tokens by the accident of how they were packed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LOG_RATIO_LIMIT = 20.0
+"""Log-ratios are clamped to this size so that exp() stays finite; far beyond any clip range."""
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """A loss to call backward on, and sums for logging (divide them by `tokens`)."""
+
+    loss: Tensor
+    """() already divided by the global denominator."""
+    stats: dict[str, Tensor]
+    """Sums over the tokens of this micro-batch."""
+
+
+def grpo_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    rollout_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_coef: float = 0.0,
+    importance_cap: float = 2.0,
+) -> PolicyLoss:
+    """Clipped surrogate with optional k3 KL (arXiv 1707.06347 eq. 7; arXiv 2402.03300 eq. 2 and 4).
+
+    All tensors are (num_tokens,), one value per completion token.
+    logprobs: under the weights being trained, with gradient. old_logprobs: under the weights at the start of the
+    optimizer step. rollout_logprobs: as sampled by the engine; with it, each token is weighted by the truncated
+    importance ratio min(exp(old - rollout), importance_cap), which corrects numerical drift of the engine.
+    advantages: the scalar of the token's trajectory. weights: token weight already divided by the global denominator
+    (0 for tokens that do not train), so that the returned loss is a plain weighted sum.
+    """
+    log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    surrogate = -torch.minimum(ratio * advantages, clipped * advantages)
+    trains = (weights > 0).to(logprobs.dtype)
+    if rollout_logprobs is not None and importance_cap > 0:
+        drift = (old_logprobs - rollout_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+        surrogate = surrogate * drift.clamp(max=importance_cap).detach()
+    loss = (weights * surrogate).sum()
+    stats = {
+        "tokens": trains.sum(),
+        "clip_fraction": (((ratio * advantages) > (clipped * advantages)).to(logprobs.dtype) * trains).sum(),
+        "approx_kl": ((ratio - 1 - log_ratio) * trains).sum().detach(),
+    }
+    if ref_logprobs is not None and kl_coef > 0:
+        kl = k3_kl(logprobs, ref_logprobs)
+        loss = loss + kl_coef * (weights * kl).sum()
+        stats["reference_kl"] = (kl * trains).sum().detach()
+    return PolicyLoss(loss, {k: v.detach() for k, v in stats.items()})
+
+
+def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
+    """Schulman's k3 estimate of KL(policy || reference) per token: exp(r) - 1 - r with r = ref - logprob, >= 0."""
+    r = (ref_logprobs - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    return r.exp() - 1 - r
+
+
+def sft_loss(logprobs: Tensor, weights: Tensor) -> PolicyLoss:
+    """Negative log-likelihood of demonstrations. Shapes (num_tokens,); weights as in `grpo_loss`."""
+    trains = (weights > 0).to(logprobs.dtype)
+    return PolicyLoss(
+        -(weights * logprobs).sum(), {"tokens": trains.sum(), "nll": -(logprobs * trains).sum().detach()}
+    )
+
+
+def token_weights(mask: Tensor, sequence_ids: Tensor, *, aggregation: str, denominator: float) -> Tensor:
+    """Weight of each token so that a plain sum of `weight * loss` is the aggregated loss of the optimizer step.
+
+    mask: (num_tokens,) True where a token trains. sequence_ids: (num_tokens,) which sequence it belongs to.
+    aggregation: `token-mean` (denominator = trained tokens in the whole step) or `sequence-mean` (denominator =
+    sequences with trained tokens in the whole step; each sequence's tokens share a weight of 1).
+    """
+    m = mask.to(torch.float32)
+    if aggregation == "token-mean":
+        return m / denominator
+    if aggregation == "sequence-mean":
+        counts = torch.zeros(int(sequence_ids.max()) + 1).index_add_(0, sequence_ids.cpu(), m.cpu()).to(m.device)
+        return m / counts[sequence_ids].clamp(min=1) / denominator
+    raise ValueError(f"unknown aggregation {aggregation!r}; use token-mean or sequence-mean")

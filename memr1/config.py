@@ -1,0 +1,394 @@
+"""The whole configuration of a run as typed dataclasses, and the one function that reads it.
+
+YAML and `key=value` overrides are merged by OmegaConf at the edge (`load_config`); from there on everything gets
+frozen dataclasses. An unknown key is an error that names the file and the nearest known key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memr1.data.factworld import FactWorldConfig
+from memr1.errors import MemR1Error
+from memr1.models.adapters import LoraSettings
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model that every role starts from."""
+
+    name: str = "smollm2-135m"
+    """A registered name (`memr1 models list`), a local directory, or a hub id such as `Qwen/Qwen2.5-3B-Instruct`."""
+    weights: str = "lora"
+    """`lora` trains one adapter per role over a shared base; `full` trains a full copy per role."""
+    lora: LoraSettings = field(default_factory=LoraSettings)
+    """Used when `weights` is `lora`."""
+    device: str = "auto"
+    """`auto` takes a GPU where there is one, otherwise the CPU; `cpu` or `cuda` force it."""
+    dtype: str = "auto"
+    """`auto` is bfloat16 on a GPU and float32 on a CPU; `bfloat16` or `float32` force it."""
+    threads: int = 0
+    """CPU threads for each process that runs the model; 0 takes all cores."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where dialogues and questions come from."""
+
+    kind: str = "factworld"
+    """`factworld` (generated), `locomo` (a JSON file of conversations) or `jsonl` (your own, see docs/data.md)."""
+    path: str | None = None
+    """File to read for `locomo` and `jsonl`."""
+    factworld: FactWorldConfig = field(default_factory=FactWorldConfig)
+    """Settings of the generator, for training worlds; its `split` and `seed` are set per use."""
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """The memory bank and its retrieval."""
+
+    embedder: str = "minilm"
+    """`minilm`, `hash` (no weights), a local directory or a hub id for sentence-transformers."""
+    index: str = "exact"
+    """`exact` (numpy) or `chroma`."""
+    manager_top_k: int = 5
+    """Old entries shown to the manager for each new fact."""
+    answerer_top_k: int = 60
+    """Entries shown to the answerer for a question: its retrieval budget."""
+    on_reject: str = "abort"
+    """`abort` applies a decision wholly or not at all; `skip` applies the valid operations of a decision."""
+
+
+@dataclass(frozen=True)
+class AgentsConfig:
+    """How the roles speak."""
+
+    extractor: str = "gold"
+    """`gold` takes the dataset's facts, `utterance` the turn's text itself, `llm` asks the model."""
+    protocol: str = "lines"
+    """`lines` (compact, for small models) or `json` (the paper's mem0-style prompts)."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Generation and the workers that play episodes."""
+
+    num_runners: int = 1
+    """Ray actors that play episodes. With the `local` backend everything runs in this process."""
+    prompts_per_step: int = 8
+    """Distinct tasks played in one training step; each is played `group_size` times."""
+    group_size: int = 8
+    """Rollouts per task that share a snapshot; GRPO compares them with one another. 4 to 16, at least 2."""
+    temperature: float = 1.0
+    """Sampling temperature in training. Evaluation is greedy."""
+    answer_max_new_tokens: int = 32
+    """Longest completion of the answerer in tokens. A completion cut here is scored as it stands."""
+    manager_max_new_tokens: int = 48
+    """Longest completion of the manager in tokens, for one decision."""
+    max_prompt_tokens: int = 1024
+    """Longest prompt. Longer ones lose their least relevant memories first; what cannot be cut is refused."""
+    max_tokens_per_batch: int = 16384
+    """Prompt tokens generated from at a time, padding counted; bounds the memory of the key-value cache."""
+    resample_rounds: int = 0
+    """Extra rounds of tasks played when groups have no variance, to refill the batch; 0 switches it off."""
+
+
+@dataclass(frozen=True)
+class AlgoConfig:
+    """GRPO (arXiv 2402.03300) and its options."""
+
+    normalize_std: bool = True
+    """Divide group-relative rewards by their standard deviation; False is Dr.GRPO (arXiv 2503.20783)."""
+    clip_low: float = 0.2
+    """Lower clip of the probability ratio."""
+    clip_high: float = 0.2
+    """Upper clip of the probability ratio; 0.28 is DAPO's clip-higher (arXiv 2503.14476)."""
+    kl_coef: float = 0.0
+    """Weight of the k3 KL to the reference in the loss; 0 skips the reference model. 0.001 is usual."""
+    importance_cap: float = 2.0
+    """Cap C of the truncated importance weight min(pi_train / pi_rollout, C); 0 switches the correction off."""
+    aggregation: str = "token-mean"
+    """`token-mean` over the whole optimizer step and all ranks, or `sequence-mean`."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """The DeepSpeed learner group."""
+
+    num_learners: int = 1
+    """DeepSpeed ranks; each takes one GPU where there are GPUs."""
+    zero_stage: int = 0
+    """ZeRO stage: 0 to 3. With LoRA on one device 0 is right."""
+    max_tokens_per_microbatch: int = 4096
+    """Packed tokens in one forward and backward pass, padding counted."""
+    share_prefixes: bool = True
+    """Compute the prompt of a group once in the update; equal to the unshared computation, only faster."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    weight_decay: float = 0.0
+    """AdamW weight decay."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW momentum terms."""
+    collective_timeout_s: float = 600.0
+    """A collective between learners that takes longer fails the run with a message instead of hanging it."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage of training: who learns, how, and for how long."""
+
+    role: str = "answerer"
+    """`answerer` or `manager`; the other role is frozen meanwhile."""
+    objective: str = "grpo"
+    """`sft` clones oracle traces (Memory-SFT); `grpo` learns from outcomes."""
+    steps: int = 20
+    """Optimizer steps."""
+    learning_rate: float = 2e-4
+    """Peak learning rate. LoRA 1e-4 to 5e-4, full fine-tuning about 1e-6."""
+    warmup_steps: int = 0
+    """Optimizer steps over which the learning rate rises from 0; constant afterwards."""
+    examples_per_step: int = 8
+    """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
+    bank: str = "oracle"
+    """Whose bank the answerer is trained on: `oracle`, `manager` (the manager as it is now), or `add-everything`."""
+    reward: str = "em_set"
+    """Metric of the answer that pays: `em_strict`, `em_squad`, `em_set`, `f1` or `bleu1`."""
+
+    @property
+    def name(self) -> str:
+        """Short name in logs and file names, for example `answerer-grpo`."""
+        return f"{self.role}-{self.objective}"
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured at the end of a run."""
+
+    num_worlds: int = 40
+    """Held-out FactWorld worlds; each has `data.factworld.questions_per_world` questions."""
+    systems: tuple[str, ...] = (
+        "no-memory",
+        "bm25",
+        "embedding",
+        "full-context",
+        "untrained",
+        "add-everything",
+        "warm-started",
+        "trained",
+    )
+    """Rows of the table, see `memr1 eval --help`."""
+    retrieval_top_k: int = 5
+    """Turns retrieved by the `bm25` and `embedding` baselines."""
+    at_end: bool = True
+    """Evaluate when training is done."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    every_steps: int = 10
+    """Optimizer steps between checkpoints; one is always written at the end of a stage and on Ctrl-C."""
+    keep: int = 3
+    """Newest checkpoints kept; older ones are deleted, except those at the ends of stages."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    name: str = "run"
+    """The run's folder is `<output>/<name>`."""
+    output: str = "runs"
+    """Folder that holds runs."""
+    seed: int = 0
+    """Seeds the worlds, the sampling of tasks, generation and the adapters."""
+    backend: str = "ray"
+    """`ray` (RLlib algorithm, runner and learner actors) or `local` (one process, for debugging)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    agents: AgentsConfig = field(default_factory=AgentsConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    algo: AlgoConfig = field(default_factory=AlgoConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    stages: tuple[StageConfig, ...] = ()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tensorboard: bool = False
+    """Mirror the metrics to TensorBoard files in the run folder (`pip install memr1[loggers]`)."""
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.output) / self.name
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "backend": ("ray", "local"),
+    "model.weights": ("lora", "full"),
+    "data.kind": ("factworld", "locomo", "jsonl"),
+    "memory.index": ("exact", "chroma"),
+    "memory.on_reject": ("abort", "skip"),
+    "agents.extractor": ("gold", "utterance", "llm"),
+    "agents.protocol": ("lines", "json"),
+    "algo.aggregation": ("token-mean", "sequence-mean"),
+    "stages.role": ("answerer", "manager"),
+    "stages.objective": ("sft", "grpo"),
+    "stages.bank": ("oracle", "manager", "add-everything"),
+    "stages.reward": ("em_strict", "em_squad", "em_set", "f1", "bleu1"),
+}
+
+
+def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
+    """Read a YAML file, apply `key=value` overrides (OmegaConf dot-list), check everything.
+
+    Raises MemR1Error that names the file, the field and what to do.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    data: dict[str, Any] = {}
+    source = "config"
+    if path is not None:
+        source = str(path)
+        if not Path(path).is_file():
+            raise MemR1Error(f"{path}: no such config file. See configs/ for examples.")
+        try:
+            loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        except Exception as error:  # YAML errors come in many types; all mean that the file cannot be read
+            raise MemR1Error(f"{path}: not readable as YAML: {error}") from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise MemR1Error(f"{path}: expected a mapping of fields at the top, found {type(loaded).__name__}")
+        data = typing.cast("dict[str, Any]", loaded or {})
+    try:
+        for item in overrides:
+            if "=" not in item:
+                raise MemR1Error(f"override {item!r}: expected key=value, for example rollout.group_size=8")
+        merged = OmegaConf.merge(OmegaConf.create(data), _override_tree(overrides, data))
+        tree = typing.cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
+    except OmegaConfBaseException as error:
+        raise MemR1Error(f"{source}: {error}") from error
+    config = _build(Config, tree, source, "")
+    validate(config, source)
+    return config
+
+
+def _override_tree(overrides: typing.Sequence[str], data: dict[str, Any]) -> Any:
+    from omegaconf import OmegaConf
+
+    tree = OmegaConf.create(data)
+    for item in overrides:
+        key, value = item.split("=", 1)
+        # OmegaConf parses the value as YAML would; list elements are reached as stages.0.steps
+        parsed = OmegaConf.from_dotlist([f"value={value}"]).value
+        OmegaConf.update(tree, key, parsed, force_add=True)
+    return tree
+
+
+def _build(cls: type, value: Any, source: str, prefix: str) -> Any:
+    """Turn a plain mapping into the dataclass `cls`, checking names and types on the way."""
+    where = prefix.rstrip(".") or "the file"
+    if not isinstance(value, dict):
+        raise MemR1Error(f"{source}: {where}: expected a mapping of {cls.__name__} fields, found {value!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}
+    for key in value:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; its fields are: {', '.join(sorted(known))}"
+            raise MemR1Error(f"{source}: {prefix}{key} is not a field of {cls.__name__}{hint}")
+    return cls(**{k: _coerce(hints[k], v, source, f"{prefix}{k}") for k, v in value.items()})
+
+
+def _coerce(hint: Any, value: Any, source: str, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _coerce(next(o for o in options if o is not type(None)), value, source, name)
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, source, f"{name}.")
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise MemR1Error(f"{source}: {name}: expected a list, found {value!r}")
+        args = typing.get_args(hint)
+        if args[-1] is not Ellipsis and len(value) != len(args):
+            raise MemR1Error(f"{source}: {name}: expected {len(args)} values, found {len(value)}")
+        item = args[0]
+        return tuple(_coerce(item, v, source, f"{name}.{i}") for i, v in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise MemR1Error(f"{source}: {name}: expected a mapping, found {value!r}")
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):
+        try:  # YAML reads 2e-4 as text
+            return float(value)
+        except ValueError:
+            pass
+    if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise MemR1Error(f"{source}: {name}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def validate(config: Config, source: str = "config") -> None:
+    """Check values and combinations; MemR1Error names the field and the remedy."""
+
+    def need(ok: bool, name: str, message: str) -> None:
+        if not ok:
+            raise MemR1Error(f"{source}: {name}: {message}")
+
+    def check_choices(obj: Any, prefix: str, key_prefix: str) -> None:
+        for f in dataclasses.fields(obj):
+            value = getattr(obj, f.name)
+            key = f"{key_prefix}{f.name}"
+            if key in _CHOICES:
+                near = difflib.get_close_matches(str(value), _CHOICES[key], n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                need(value in _CHOICES[key], f"{prefix}{f.name}", f"{value!r} is not one of {_CHOICES[key]}{hint}")
+            elif dataclasses.is_dataclass(value):
+                check_choices(value, f"{prefix}{f.name}.", f"{f.name}.")
+
+    check_choices(config, "", "")
+    for i, stage in enumerate(config.stages):
+        check_choices(stage, f"stages.{i}.", "stages.")
+        need(stage.steps >= 1, f"stages.{i}.steps", f"must be at least 1, is {stage.steps}; remove the stage instead")
+        need(stage.learning_rate > 0, f"stages.{i}.learning_rate", f"must be above 0, is {stage.learning_rate}")
+        need(stage.examples_per_step >= 1, f"stages.{i}.examples_per_step", "must be at least 1")
+    r = config.rollout
+    need(
+        r.group_size >= 2,
+        "rollout.group_size",
+        f"must be at least 2, is {r.group_size}: GRPO compares a rollout with others of its group",
+    )
+    for name in ("num_runners", "prompts_per_step", "answer_max_new_tokens", "manager_max_new_tokens"):
+        need(getattr(r, name) >= 1, f"rollout.{name}", f"must be at least 1, is {getattr(r, name)}")
+    need(r.temperature > 0, "rollout.temperature", f"must be above 0, is {r.temperature}; evaluation is greedy anyway")
+    need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")
+    need(config.data.kind == "factworld" or config.data.path is not None, "data.path", f"{config.data.kind} needs a file")
+    need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
+    need(config.learner.num_learners >= 1, "learner.num_learners", "must be at least 1")
+    need(config.memory.manager_top_k >= 1, "memory.manager_top_k", "must be at least 1")
+    need(config.memory.answerer_top_k >= 1, "memory.answerer_top_k", "must be at least 1")
+    need(0 <= config.algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {config.algo.clip_low}")
+    need(config.algo.clip_high >= 0, "algo.clip_high", f"must be at least 0, is {config.algo.clip_high}")
+    need(config.checkpoint.every_steps >= 1, "checkpoint.every_steps", "must be at least 1")
+    need(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML; reading it back gives an equal config."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))

@@ -1,0 +1,1 @@
+"""Dialogues, questions and where they come from: FactWorld, LoCoMo, JSONL."""

@@ -1,0 +1,94 @@
+"""Dialogue, Session, Turn, Question: the shape in which every dataset reaches memr1.
+
+Readers (`locomo.py`, `jsonl.py`) and the generator (`factworld.py`) produce these; agents, environments and
+evaluation consume them. Nothing here knows of models, Ray or memory banks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+
+@dataclass(frozen=True)
+class OracleOp:
+    """What a perfect Memory Manager does with one fact. Entries have no ids yet, so a target is named by its text."""
+
+    event: str
+    """ADD, UPDATE, DELETE or NOOP."""
+    text: str
+    """Content of the entry after ADD or UPDATE; empty for DELETE and NOOP."""
+    target_text: str | None = None
+    """Text of the live entry that UPDATE or DELETE acts on."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One statement worth remembering, as extracted from a turn, in the third person."""
+
+    text: str
+    oracle: OracleOp | None = None
+    """The right operation for this fact given all earlier facts, where the dataset knows it."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance."""
+
+    id: str
+    """Unique within its dialogue, for example `D3:7`."""
+    speaker: str
+    text: str
+    facts: tuple[Fact, ...] | None = None
+    """Gold facts; None where the dataset has none, an empty tuple where the turn says nothing worth keeping."""
+    caption: str | None = None
+    """Caption of an image that was shared with the turn."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Turns spoken at one sitting."""
+
+    id: str
+    time: datetime | None
+    time_text: str
+    """The date as the dataset prints it (shown to models); empty where unknown."""
+    turns: tuple[Turn, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a dialogue with its gold answer."""
+
+    id: str
+    text: str
+    answer: str | None
+    """None where the dataset gives no answer (LoCoMo category 5)."""
+    category: str
+    """Name of the question type, for example `multi-hop`."""
+    category_id: int | None = None
+    """The dataset's own number of the category, where it has one."""
+    evidence: tuple[str, ...] = ()
+    """Ids of the turns that hold the answer; empty where the dataset names none."""
+    asked_after: str | None = None
+    """Id of the turn after which the question is asked; None means at the end of the dialogue."""
+    note: str | None = None
+    """What a reader repaired or dropped while reading this question, for reports."""
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A conversation of several sessions and the questions about it."""
+
+    id: str
+    speakers: tuple[str, ...]
+    sessions: tuple[Session, ...]
+    questions: tuple[Question, ...] = ()
+    metadata: dict[str, str] = field(default_factory=dict)
+
+    def turns(self) -> Iterator[tuple[Session, Turn]]:
+        """Every turn in order, with the session it belongs to."""
+        for session in self.sessions:
+            for turn in session.turns:
+                yield session, turn

@@ -1,0 +1,100 @@
+"""The answerer's episode: one question over retrieved entries, one completion, one reward."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memr1.agents.protocol import Answer, displayed_date
+from memr1.agents.roles import Prompt
+from memr1.envs.episode import Episode, Speaker, World, request, step
+from memr1.memory.types import MemoryEntry
+from memr1.rewards.base import Reward
+from memr1.rollout.engine import Completion
+from memr1.trajectory import Step, Trajectory
+
+
+@dataclass(frozen=True)
+class AnswerTask:
+    """A question and the entries retrieved for it, most relevant first."""
+
+    id: str
+    question: str
+    gold: str
+    category: str
+    entries: tuple[MemoryEntry, ...]
+    evidence: tuple[str, ...] = ()
+    """Ids of the turns that hold the answer."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question that was asked, with everything that a reward, a table or a viewer wants to know."""
+
+    answer: Answer
+    prompt: Prompt
+    completion: Completion
+    step: Step
+
+    @property
+    def selected(self) -> list[MemoryEntry]:
+        """Entries that the answerer chose; numbers that were not displayed are left out."""
+        return [self.prompt.entries[str(n)] for n in self.answer.selected if str(n) in self.prompt.entries]
+
+
+def ask(
+    world: World, speaker: Speaker, questions: Sequence[tuple[str, Sequence[MemoryEntry]]], seed: int = 0
+) -> Episode[list[Answered]]:
+    """Ask questions, each over its own entries, in one batch."""
+    answerer = world.agents.answerer
+    prompts = [answerer.prompt(text, entries) for text, entries in questions]
+    limit = world.config.rollout.answer_max_new_tokens
+    completions = yield [request(p, speaker, limit, seed + i) for i, p in enumerate(prompts)]
+    out = []
+    for prompt, completion in zip(prompts, completions, strict=True):
+        text = world.agents.codec.decode(completion.ids)
+        answer = answerer.read(text)
+        parsed = {"answer": answer.text, "selected": list(answer.selected)}
+        if answer.error:
+            parsed["error"] = answer.error
+        out.append(
+            Answered(answer, prompt, completion, step("answerer", speaker, prompt, completion, text, parsed))
+        )
+    return out
+
+
+def play_answer(task: AnswerTask, world: World, speaker: Speaker, reward: Reward, seed: int) -> Episode[Trajectory]:
+    """One trajectory of the answerer."""
+    (answered,) = yield from ask(world, speaker, [(task.question, task.entries)], seed)
+    result = reward(answered.answer.text, task.gold)
+    return Trajectory(
+        task_id=task.id,
+        group_id=task.id,
+        seed=seed,
+        steps=(answered.step,),
+        reward=result.value,
+        reward_parts={} if result.value is None else {result.name: result.value},
+        outcome={
+            "question": task.question,
+            "category": task.category,
+            "gold": task.gold,
+            "answer": answered.answer.text,
+            "retrieved": shown(task.entries),
+            "selected": [e.id for e in answered.selected],
+            "evidence_recall": evidence_recall(task.entries, task.evidence),
+        },
+        error=result.error,
+    )
+
+
+def shown(entries: Sequence[MemoryEntry]) -> list[dict[str, str]]:
+    """Entries for reports and viewers."""
+    return [{"id": e.id, "text": e.text, "date": displayed_date(e.event_time)} for e in entries]
+
+
+def evidence_recall(entries: Sequence[MemoryEntry], evidence: Sequence[str]) -> float | None:
+    """Share of the evidence turns that some entry came from; None where a question names no evidence."""
+    if not evidence:
+        return None
+    found = {turn for e in entries for turn in e.provenance.turn_ids}
+    return len(found & set(evidence)) / len(set(evidence))

@@ -1,0 +1,158 @@
+"""The manager's episode: one decision from a snapshot, paid by the frozen answerer on the updated bank.
+
+A one-step decision lets all members of a group share their state, so that group-relative advantages are fair
+(Memory-R1, arXiv 2508.19828, algorithm 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memr1.agents.protocol import displayed_date
+from memr1.agents.roles import Prompt
+from memr1.envs.answering import ask, shown
+from memr1.envs.episode import Episode, Speaker, World, request, step
+from memr1.memory.bank import MemoryBank, Snapshot
+from memr1.memory.types import MemoryEntry, OpResult, Provenance
+from memr1.rewards.base import Reward
+from memr1.rollout.engine import Completion
+from memr1.trajectory import Step, Trajectory
+
+
+@dataclass(frozen=True)
+class LinkedQuestion:
+    """A question whose answer depends on the decision, as of just after it."""
+
+    text: str
+    gold: str
+    category: str
+
+
+@dataclass(frozen=True)
+class DecisionTask:
+    """New facts, the bank before them, and the questions that will judge what is done with them."""
+
+    id: str
+    snapshot: Snapshot
+    facts: tuple[str, ...]
+    time: str | None
+    """ISO 8601 time of the session."""
+    turn_id: str
+    speaker: str
+    questions: tuple[LinkedQuestion, ...]
+
+
+@dataclass(frozen=True)
+class Decided:
+    """What the manager did."""
+
+    step: Step
+    results: list[OpResult]
+    parse_error: str | None
+
+
+def related_entries(bank: MemoryBank, facts: Sequence[str], top_k: int) -> list[MemoryEntry]:
+    """Old entries near any of the facts: `top_k` per fact, united, best rank first (Memory-R1, section 3)."""
+    hits = [bank.search(fact, top_k) for fact in facts]
+    united: dict[str, MemoryEntry] = {}
+    for rank in range(max((len(h) for h in hits), default=0)):
+        for found in hits:
+            if rank < len(found):
+                united.setdefault(found[rank].entry.id, found[rank].entry)
+    return list(united.values())
+
+
+def apply_decision(
+    bank: MemoryBank,
+    world: World,
+    speaker: Speaker,
+    prompt: Prompt,
+    completion: Completion,
+    *,
+    time: str | None,
+    turn_id: str,
+    speaker_name: str,
+) -> Decided:
+    """Parse a completion and apply it; a decision that cannot be parsed changes nothing and is counted."""
+    manager = world.agents.manager
+    text = world.agents.codec.decode(completion.ids)
+    decision = manager.read(text, prompt)
+    results: list[OpResult] = []
+    if decision.ops is not None:
+        results = bank.apply(
+            decision.ops,
+            provenance=Provenance(
+                turn_ids=(turn_id,),
+                speaker=speaker_name,
+                role="manager",
+                model=world.config.model.name,
+                adapter=speaker.policy,
+                weight_version=completion.weight_version,
+            ),
+            time=time,
+            event_time=time,
+            on_reject=world.config.memory.on_reject,
+        )
+    parsed: dict[str, Any] = {"operations": [operation(r) for r in results]}
+    if decision.error:
+        parsed["error"] = decision.error
+    return Decided(step("manager", speaker, prompt, completion, text, parsed), results, decision.error)
+
+
+def operation(result: OpResult) -> dict[str, Any]:
+    """An operation and its result for reports and viewers."""
+    op = result.op
+    return {
+        "event": str(op.event),
+        "id": result.entry_id or op.entry_id,
+        "text": op.text,
+        "ok": result.ok,
+        "reason": result.reason,
+    }
+
+
+def play_decision(
+    task: DecisionTask, world: World, manager: Speaker, answerer: Speaker, reward: Reward, seed: int
+) -> Episode[Trajectory]:
+    """One trajectory of the manager: decide, apply, let the frozen answerer answer, pay the mean over questions."""
+    memory, rollout = world.config.memory, world.config.rollout
+    bank = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
+    before = shown(bank.entries())
+    prompt = world.agents.manager.prompt(
+        task.facts, displayed_date(task.time), related_entries(bank, task.facts, memory.manager_top_k)
+    )
+    (completion,) = yield [request(prompt, manager, rollout.manager_max_new_tokens, seed)]
+    decided = apply_decision(
+        bank, world, manager, prompt, completion, time=task.time, turn_id=task.turn_id, speaker_name=task.speaker
+    )
+    retrieved = [[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for q in task.questions]
+    answers = yield from ask(
+        world, answerer, [(q.text, found) for q, found in zip(task.questions, retrieved, strict=True)]
+    )
+    rewards = [reward(a.answer.text, q.gold) for a, q in zip(answers, task.questions, strict=True)]
+    errors = [r.error for r in rewards if r.error]
+    values = [r.value for r in rewards if r.value is not None]
+    total = sum(values) / len(values) if values and not errors else None
+    return Trajectory(
+        task_id=task.id,
+        group_id=task.id,
+        seed=seed,
+        steps=(decided.step, *(a.step for a in answers)),
+        reward=total,
+        reward_parts={} if total is None else {rewards[0].name: total},
+        outcome={
+            "facts": list(task.facts),
+            "question": " / ".join(q.text for q in task.questions),
+            "category": task.questions[0].category,
+            "gold": " / ".join(q.gold for q in task.questions),
+            "answer": " / ".join(a.answer.text or "(not parsed)" for a in answers),
+            "retrieved": shown(list({e.id: e for found in retrieved for e in found}.values())),
+            "selected": sorted({e.id for a in answers for e in a.selected}),
+            "bank_before": before,
+            "bank_after": shown(bank.entries()),
+            "operations": decided.step.parsed["operations"],
+        },
+        error="; ".join(errors) or None,
+    )

@@ -1,0 +1,1 @@
+"""Packing of sequences, scoring of completions, and the DeepSpeed learner group."""

@@ -1,0 +1,270 @@
+"""One rank of the learner group: a DeepSpeed engine over the trainable weights of one role.
+
+Runs in the driver (`local` backend) or in an actor (`memr1.rllib.learner_group`); the code is the same. A learner is
+made for a stage and owns that stage's optimizer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memr1.config import Config
+from memr1.learner.packing import MicroBatch
+
+REFERENCE = "reference"
+"""Name of the frozen policy that the KL is measured against: a copy of the role's weights as the stage began."""
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the ranks of a learner group meet."""
+
+    rank: int = 0
+    world_size: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+    """0 lets a single rank choose a free port."""
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What one optimizer step needs besides its micro-batches."""
+
+    objective: str
+    learning_rate: float
+    trained_tokens: int
+    trained_sequences: int
+    temperature: float
+
+
+class DeepSpeedLearner:
+    """Trains one role. All ranks must make the same calls in the same order."""
+
+    def __init__(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> None:
+        """weights_folder: where to read the role's weights as written by `Runner.save_policies`; None starts fresh."""
+        from memr1.models.registry import pick_device
+        from memr1.rollout.runner import set_threads
+
+        set_threads(config.model.threads)
+        self.config = config
+        self.role = role
+        self.rank = rendezvous.rank
+        self.world_size = rendezvous.world_size
+        self.device = pick_device(config.model.device)
+        _join(rendezvous, self.device, config.learner.collective_timeout_s)
+        import deepspeed
+
+        from memr1.learner.scoring import CompletionScorer, shared_prefixes_are_exact
+        from memr1.models.adapters import PolicyModel
+
+        roles = (role, REFERENCE) if config.algo.kl_coef > 0 else (role,)
+        self.policies = PolicyModel.create(
+            config.model.name,
+            roles,
+            config.model.weights,
+            config.model.lora,
+            seed=config.seed,
+            dtype=config.model.dtype,
+            device=self.device,
+        )
+        if weights_folder is not None:
+            self.policies.load(role, Path(weights_folder) / role)
+        if config.algo.kl_coef > 0:
+            self.policies.copy_weights(role, REFERENCE)
+        self._contexts = ExitStack()
+        module = self._contexts.enter_context(self.policies.use(role))  # the role stays active for the learner's life
+        self.policies.train_only(role)
+        self.scorer = CompletionScorer(module, gradient_checkpointing=config.learner.gradient_checkpointing)
+        self.shares_prefixes = config.learner.share_prefixes and shared_prefixes_are_exact(self.scorer, pad_id=0)
+        trainable = list(self.policies.trainable_parameters(role).values())
+        self.engine, *_ = deepspeed.initialize(
+            model=self.scorer, model_parameters=trainable, config=self._deepspeed_config()
+        )
+        self._record_gradient_norm()
+
+    def _deepspeed_config(self) -> dict[str, Any]:
+        learner = self.config.learner
+        full_bf16 = self.config.model.weights == "full" and self._dtype_is_bf16()
+        return {
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,
+            # `step()` is then exactly one optimizer step over however many backward passes came before it
+            "managed_gradient_accumulation": False,
+            "optimizer": {
+                "type": "AdamW",
+                "params": {
+                    "lr": 0.0,
+                    "betas": list(learner.betas),
+                    "eps": 1e-8,
+                    "weight_decay": learner.weight_decay,
+                    "torch_adam": True,
+                },
+            },
+            "zero_optimization": {"stage": learner.zero_stage},
+            "gradient_clipping": learner.max_grad_norm,
+            "bf16": {"enabled": full_bf16},
+            "steps_per_print": 10**9,
+        }
+
+    def _dtype_is_bf16(self) -> bool:
+        import torch
+
+        return next(self.scorer.parameters()).dtype == torch.bfloat16
+
+    def _record_gradient_norm(self) -> None:
+        """At ZeRO 0 in fp32 DeepSpeed clips but forgets the norm; keep it where its own getter looks."""
+        import torch
+
+        def clip() -> None:
+            parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.learner.max_grad_norm)
+            self.engine._global_grad_norm = float(norm)
+
+        self.engine.clip_fp32_gradients = clip
+
+    def supports_shared_prefixes(self) -> bool:
+        """Whether packed prompts give this model the same result as separate ones; probed at the start."""
+        return self.shares_prefixes
+
+    def update(self, microbatches: Sequence[MicroBatch], settings: UpdateSettings) -> dict[str, float]:
+        """One optimizer step. Returns sums over this rank's tokens (see `memr1.training.metrics`), and `grad_norm`."""
+        totals: dict[str, float] = {}
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = settings.learning_rate
+        for batch in microbatches:
+            loss, stats = self._loss(batch, settings)
+            # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
+            self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+            stats["loss"] = float(loss.detach())
+            for name, value in stats.items():
+                reduce = max if name.startswith("max_") else float.__add__
+                totals[name] = reduce(totals[name], value) if name in totals else value
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        totals["grad_norm"] = float(norm) if norm is not None else float("nan")
+        return totals
+
+    def _loss(self, batch: MicroBatch, settings: UpdateSettings) -> tuple[Any, dict[str, float]]:
+        import torch
+
+        from memr1.algos.losses import grpo_loss, sft_loss, token_weights
+        from memr1.learner.scoring import to_tensors
+
+        algo = self.config.algo
+        inputs = to_tensors(batch, self.device)
+        logprobs, entropy = self.engine(**inputs, temperature=settings.temperature)
+        mask = torch.from_numpy(batch.mask).to(self.device)
+        sequence_ids = torch.from_numpy(batch.sequence_ids).to(self.device)
+        by_token = algo.aggregation == "token-mean" or settings.objective == "sft"
+        denominator = settings.trained_tokens if by_token else settings.trained_sequences
+        if len(batch.targets) == 0:
+            return logprobs.sum() * 0.0, {}
+        weights = token_weights(
+            mask, sequence_ids, aggregation="token-mean" if by_token else algo.aggregation, denominator=denominator
+        )
+        detached = logprobs.detach()
+        stats = {"entropy": float((entropy * mask).sum())}
+        if settings.objective == "sft":
+            result = sft_loss(logprobs, weights)
+        else:
+            rollout = (
+                torch.from_numpy(batch.rollout_logprobs).to(self.device) if batch.rollout_logprobs is not None else None
+            )
+            advantages = torch.from_numpy(batch.advantages).to(self.device)
+            # one optimizer step per batch: the weights that score are those at the start of the step, so the ratio
+            # is 1 and its gradient is the policy gradient
+            result = grpo_loss(
+                logprobs,
+                detached,
+                advantages,
+                weights,
+                rollout_logprobs=rollout,
+                ref_logprobs=self._reference_logprobs(inputs, settings.temperature) if algo.kl_coef > 0 else None,
+                clip_low=algo.clip_low,
+                clip_high=algo.clip_high,
+                kl_coef=algo.kl_coef,
+                importance_cap=algo.importance_cap,
+            )
+            if rollout is not None:
+                drift = (detached - rollout).abs() * mask
+                stats["rollout_mismatch"] = float(drift.sum())
+                stats["max_rollout_mismatch"] = float(drift.max())
+        stats |= {name: float(value) for name, value in result.stats.items()}
+        return result.loss, stats
+
+    def _reference_logprobs(self, inputs: Mapping[str, Any], temperature: float) -> Any:
+        import torch
+
+        from memr1.learner.scoring import CompletionScorer
+
+        with torch.no_grad(), self.policies.use(REFERENCE) as module:
+            # LoRA: the same module with another adapter; full: another copy, which needs a scorer of its own
+            scorer = self.scorer if module is self.scorer.causal_lm else CompletionScorer(module)
+            logprobs, _ = scorer(**inputs, temperature=temperature)
+        return logprobs
+
+    def _gathered(self) -> Any:
+        """ZeRO-3 keeps shards; gather the trainable ones while they are read or written."""
+        if self.config.learner.zero_stage < 3:
+            return nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(list(self.policies.trainable_parameters(self.role).values()))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The role's weights as float32 arrays; all ranks take part, rank 0's answer is the one to use."""
+        with self._gathered():
+            return {name: t.float().numpy() for name, t in self.policies.weights(self.role).items()}
+
+    def save(self, folder: str) -> None:
+        """Write the optimizer and the trainable weights, sharded over ranks, with DeepSpeed's own format."""
+        self.engine.save_checkpoint(folder, tag="learner", exclude_frozen_parameters=True)
+
+    def restore(self, folder: str) -> None:
+        """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
+        path, _ = self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
+        if path is None:
+            raise FileNotFoundError(f"{folder}: no learner checkpoint of DeepSpeed there")
+
+    def close(self) -> None:
+        """Free the engine, so that another stage's can be made in this process."""
+        self.engine.destroy()
+        self._contexts.close()
+
+
+def _join(rendezvous: Rendezvous, device: Any, timeout_s: float) -> None:
+    """Set what torch.distributed and DeepSpeed read from the environment, and meet the other ranks."""
+    import socket
+
+    port = rendezvous.port
+    if port == 0:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+    os.environ.update(
+        MASTER_ADDR=rendezvous.address,
+        MASTER_PORT=str(port),
+        RANK=str(rendezvous.rank),
+        WORLD_SIZE=str(rendezvous.world_size),
+        # Ray shows an actor its own devices only, so the local rank is always 0
+        LOCAL_RANK="0",
+    )
+    on_gpu = device.type == "cuda"
+    if not on_gpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        import deepspeed
+
+        deepspeed.init_distributed(
+            dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
+        )

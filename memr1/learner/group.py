@@ -1,0 +1,70 @@
+"""The learner group as the training loop sees it, and the group of one in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from memr1.config import Config
+from memr1.learner.deepspeed_learner import DeepSpeedLearner, Rendezvous, UpdateSettings
+from memr1.learner.packing import Plan
+
+
+class LearnerGroup(Protocol):
+    """All ranks of a stage's learner. Every call reaches every rank; a group fails and is remade as a unit."""
+
+    def update(self, plan: Plan, settings: UpdateSettings) -> list[dict[str, float]]:
+        """One optimizer step; statistics by rank."""
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The role's current weights."""
+
+    def supports_shared_prefixes(self) -> bool:
+        """Whether prompts may be packed once for their group."""
+
+    def save(self, folder: str) -> None:
+        """Write optimizer and weights, sharded."""
+
+    def restore(self, folder: str) -> None:
+        """Read what `save` wrote."""
+
+    def close(self) -> None:
+        """Release processes and memory."""
+
+
+LearnerFactory = Callable[[str, str | None], LearnerGroup]
+"""(role, folder of policies or None) -> a new group whose optimizer is fresh."""
+
+
+class LocalLearnerGroup:
+    """One rank in this process."""
+
+    def __init__(self, config: Config, role: str, weights_folder: str | None) -> None:
+        self.learner = DeepSpeedLearner(config, role, weights_folder, Rendezvous())
+
+    def update(self, plan: Plan, settings: UpdateSettings) -> list[dict[str, float]]:
+        """See `LearnerGroup.update`."""
+        (microbatches,) = plan.ranks
+        return [self.learner.update(microbatches, settings)]
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """See `LearnerGroup.weights`."""
+        return self.learner.weights()
+
+    def supports_shared_prefixes(self) -> bool:
+        """See `LearnerGroup.supports_shared_prefixes`."""
+        return self.learner.supports_shared_prefixes()
+
+    def save(self, folder: str) -> None:
+        """See `LearnerGroup.save`."""
+        self.learner.save(folder)
+
+    def restore(self, folder: str) -> None:
+        """See `LearnerGroup.restore`."""
+        self.learner.restore(folder)
+
+    def close(self) -> None:
+        """See `LearnerGroup.close`."""
+        self.learner.close()

@@ -1,0 +1,397 @@
+"""MemoryBank: applies decisions whole or not at all, logs every one, searches what is live, forks without copying.
+
+Used by environments (one bank per rollout, forked from a snapshot), evaluation and serving. What each operation means
+is in `state.py`; what is promised is in `docs/memory.md`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memr1.errors import MemR1Error
+from memr1.memory.checks import check_op, check_provenance, check_time
+from memr1.memory.embed import CachedEmbedder, Embedder
+from memr1.memory.filters import compile_filters
+from memr1.memory.index import ExactIndex, VectorIndex
+from memr1.memory.oplog import LogRecord, OpLog
+from memr1.memory.state import BankRules, BankState, Draft, is_unicode
+from memr1.memory.types import Hit, MemoryEntry, MemoryOp, OpResult, Provenance
+
+BANK_FORMAT = "memr1-bank"
+_UNKNOWN = Provenance()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A bank at one moment. Shares everything with the bank, changes with nothing, and can be pickled."""
+
+    bank_id: str
+    rules: BankRules
+    state: BankState
+    log: OpLog
+
+    @property
+    def seq(self) -> int:
+        """Sequence number of the last decision in it."""
+        return self.log.seq
+
+
+@dataclass(frozen=True)
+class BankStats:
+    """Counts over the whole log of a bank, and its size."""
+
+    seq: int
+    """Decisions in the log."""
+    live: int
+    """Entries that a search can find."""
+    deleted: int
+    """Tombstones."""
+    decisions_rejected: int
+    """Decisions of which no operation was applied."""
+    events: dict[str, int]
+    """Operations that were applied, by event (ADD, UPDATE, DELETE, NOOP)."""
+    unchanged: int
+    """Those UPDATEs among them that said what already stood."""
+    rejected: dict[str, int]
+    """Operations that were rejected, by reason code; 0 of a code is left out."""
+
+
+class MemoryBank:
+    """One memory. Thread-safe: every method sees whole decisions only. It has no clock: times are the caller's."""
+
+    def __init__(
+        self,
+        bank_id: str,
+        embedder: Embedder,
+        index: str | VectorIndex = "exact",
+        rules: BankRules | None = None,
+    ) -> None:
+        """An empty bank.
+
+        embedder: is wrapped in a `CachedEmbedder` unless it is one; forks share it.
+        index: `exact`, `chroma` (in memory), or an index, such as `ChromaIndex(bank_id, path=…)`.
+        """
+        if not isinstance(bank_id, str) or not bank_id or not is_unicode(bank_id):
+            raise MemR1Error(f"bank_id: expected a text that is not empty, got {bank_id!r}")
+        self.bank_id = bank_id
+        self.rules = rules if rules is not None else BankRules()
+        self.embedder = embedder if isinstance(embedder, CachedEmbedder) else CachedEmbedder(embedder)
+        self._lock = threading.RLock()
+        self._state = BankState()
+        self._log = OpLog()
+        self._index = _make_index(index, bank_id)
+        self._to_add: dict[str, str] = {}
+        """Index key to text, for live versions that the index has not seen."""
+        self._to_remove: set[str] = set()
+        self._mark_all()
+
+    def apply(
+        self,
+        ops: Sequence[MemoryOp],
+        *,
+        provenance: Provenance = _UNKNOWN,
+        time: str | None = None,
+        event_time: str | None = None,
+        on_reject: str = "abort",
+        actor: str | None = None,
+    ) -> list[OpResult]:
+        """Apply one decision and log it; one result for each operation, in order.
+
+        on_reject: with `abort`, one rejected operation rejects all; with `skip`, the others are applied. Each operation
+            sees the effect of those before it.
+        time: when this is decided, event_time: when it happened (default `time`); ISO 8601.
+        actor: who decides; default the provenance's role.
+        `MemR1Error`, with nothing applied and nothing logged, when an argument has the wrong type.
+        """
+        if on_reject not in ("abort", "skip"):
+            raise MemR1Error(f"on_reject: expected 'abort' or 'skip', got {on_reject!r}")
+        checked = [check_op(op, f"ops[{i}]") for i, op in enumerate(ops)]
+        provenance = check_provenance(provenance)
+        check_time(time, "time")
+        check_time(event_time, "event_time")
+        with self._lock:
+            draft = Draft(self._state, self.rules, provenance=provenance, time=time, event_time=event_time)
+            results = []
+            for op in checked:
+                results.append(draft.run(op))
+                if on_reject == "abort" and not results[-1].ok:
+                    results = _abort(checked, results[-1], at=len(results))
+                    break
+            record = LogRecord(
+                seq=self._log.seq + 1,
+                results=tuple(results),
+                provenance=provenance,
+                time=time,
+                event_time=event_time,
+                actor=actor if actor is not None else provenance.role,
+                on_reject=on_reject,
+            )
+            self._log.append(record)
+            self._settle(record, draft)
+            return results
+
+    def get(self, entry_id: str) -> MemoryEntry | None:
+        """The live entry of an id; None when there is none (never was, or deleted)."""
+        with self._lock:
+            entry = self._state.newest(entry_id)
+            return entry if entry is not None and entry.status == "live" else None
+
+    def entries(self) -> list[MemoryEntry]:
+        """Live entries in order of ADD."""
+        with self._lock:
+            return list(self._state.entries())
+
+    def history(self, entry_id: str) -> list[MemoryEntry]:
+        """Every version of an entry, oldest first, its tombstone included; empty for an id never given out."""
+        with self._lock:
+            return list(self._state.versions.get(entry_id, ()))
+
+    def sources(self, entry_id: str) -> tuple[str, ...]:
+        """Turn ids behind all versions of an entry, first mention first (an UPDATE usually keeps part of the old)."""
+        return tuple(dict.fromkeys(turn for entry in self.history(entry_id) for turn in entry.provenance.turn_ids))
+
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._state.live)  # live contents are unique, so there are as many as live entries
+
+    @property
+    def seq(self) -> int:
+        """Number of decisions so far, rejected ones included."""
+        with self._lock:
+            return self._log.seq
+
+    @property
+    def log(self) -> OpLog:
+        """The log so far; what the bank does later is not in it."""
+        with self._lock:
+            return self._log.fork()
+
+    def stats(self) -> BankStats:
+        """Counts of events, rejections and entries."""
+        with self._lock:
+            applied = dict(self._state.applied)
+            unchanged = applied.pop("UPDATE_UNCHANGED", 0)
+            live = len(self._state.live)
+            return BankStats(
+                seq=self._log.seq,
+                live=live,
+                deleted=len(self._state.versions) - live,
+                decisions_rejected=self._state.decisions["rejected"],
+                events=applied,
+                unchanged=unchanged,
+                rejected=dict(self._state.rejected),
+            )
+
+    def search(self, query: str, k: int, *, filters: Mapping[str, Any] | None = None) -> list[Hit]:
+        """The k live entries nearest to a query by cosine similarity, best first, ties in order of ADD.
+
+        filters: see `memr1.memory.filters`. Fewer than k hits only when fewer entries are there.
+        """
+        if not isinstance(query, str) or not query.strip() or not is_unicode(query):
+            raise MemR1Error(f"query: expected a text that is not empty, got {query!r}")
+        if not isinstance(k, int) or k < 1:
+            raise MemR1Error(f"k: expected an integer of at least 1, got {k!r}")
+        matches = compile_filters(filters) if filters else None
+        with self._lock:
+            if not self._state.live:
+                return []
+            self.sync()
+            allowed = None if matches is None else {self._key(e) for e in self._state.entries() if matches(e)}
+            vector = self.embedder.embed([query])[0]
+            while True:
+                found = self._index.query(vector, k, allowed)
+                entries = [self._resolve(key) for key, _ in found]
+                stale = [key for (key, _), entry in zip(found, entries, strict=True) if entry is None]
+                if not stale:
+                    return [Hit(e, score) for e, (_, score) in zip(entries, found, strict=True) if e is not None]
+                self._index.remove(stale)
+
+    def sync(self) -> None:
+        """Embed what the index has not seen, in one batch. `search` does it; do it before forking to share the work."""
+        with self._lock:
+            vectors = self.embedder.embed(list(self._to_add.values())) if self._to_add else None
+            self._index.remove(self._to_remove)
+            if vectors is not None:
+                self._index.add(list(self._to_add), vectors)
+            self._to_add, self._to_remove = {}, set()
+
+    def rebuild_index(self) -> None:
+        """Empty the index and feed it again from the entries."""
+        with self._lock:
+            self._index.remove(self._index.ids())
+            self._mark_all()
+            self.sync()
+
+    def fork(self, bank_id: str | None = None) -> MemoryBank:
+        """A bank that is equal now and independent from now on; copies no entry and embeds nothing."""
+        with self._lock:
+            other = MemoryBank(bank_id if bank_id is not None else self.bank_id, self.embedder, rules=self.rules)
+            other._state, other._log, other._index = self._state.fork(), self._log.fork(), self._index.fork()
+            other._to_add, other._to_remove = dict(self._to_add), set(self._to_remove)
+            return other
+
+    def snapshot(self) -> Snapshot:
+        """The bank as it is now."""
+        with self._lock:
+            return Snapshot(self.bank_id, self.rules, self._state.fork(), self._log.fork())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Become what the snapshot says: entries, log, counts and rules. What came after it is gone here; keep a
+        snapshot or a fork to return to it."""
+        with self._lock:
+            self.rules = snapshot.rules
+            self._state, self._log = snapshot.state.fork(), snapshot.log.fork()
+            self._mark_all()
+
+    @classmethod
+    def from_snapshot(
+        cls, snapshot: Snapshot, embedder: Embedder, index: str | VectorIndex = "exact", bank_id: str | None = None
+    ) -> MemoryBank:
+        """A new bank that stands where the snapshot does."""
+        bank = cls(bank_id if bank_id is not None else snapshot.bank_id, embedder, index, snapshot.rules)
+        bank.restore(snapshot)
+        return bank
+
+    @classmethod
+    def replay(
+        cls,
+        log: OpLog,
+        embedder: Embedder,
+        *,
+        bank_id: str = "replay",
+        index: str | VectorIndex = "exact",
+        rules: BankRules | None = None,
+    ) -> MemoryBank:
+        """The bank that a log leads to. What the log says was accepted or rejected stays so, whatever `rules` say now;
+        `MemR1Error` names the record when it contradicts those before it."""
+        bank = cls(bank_id, embedder, index, rules)
+        for record in log:
+            draft = Draft(
+                bank._state, None, provenance=record.provenance, time=record.time, event_time=record.event_time
+            )
+            for i, result in enumerate(record.results):
+                if result.ok and draft.run(result.op) != result:
+                    raise MemR1Error(
+                        f"record {record.seq}, operation {i + 1}: {_describe(result.op)} is logged as applied, which "
+                        "the records before it rule out; the log is not one that a bank wrote"
+                    )
+            bank._log.append(record)
+            bank._settle(record, draft)
+        bank._mark_all()  # an index that was kept on disk needs only the differences
+        return bank
+
+    def verify(self) -> None:
+        """`MemR1Error` when the state is not what the log leads to, or the index not what the state says."""
+        with self._lock:
+            if MemoryBank.replay(self._log, self.embedder)._state != self._state:
+                raise MemR1Error(f"bank {self.bank_id!r}: the state is not the replay of the log")
+            expected = {self._key(e) for e in self._state.entries()} - set(self._to_add)
+            indexed = self._index.ids() - self._to_remove
+            if indexed != expected:
+                raise MemR1Error(
+                    f"bank {self.bank_id!r}: the index lacks {len(expected - indexed)} entries and has "
+                    f"{len(indexed - expected)} that are not live; call rebuild_index()"
+                )
+
+    def dump(self, path: str | os.PathLike[str]) -> None:
+        """Write the bank as JSON lines, whole or not at all: a header and the log. Vectors are not in it."""
+        with self._lock:
+            log, rules = self._log.fork(), self.rules
+        header = {
+            "format": BANK_FORMAT,
+            "bank_id": self.bank_id,
+            "embedder": self.embedder.name,
+            "rules": {"max_chars": rules.max_chars, "max_entries": rules.max_entries, "kinds": list(rules.kinds)},
+        }
+        log.dump(path, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], embedder: Embedder, index: str | VectorIndex = "exact") -> MemoryBank:
+        """The bank of a dumped file; `MemR1Error` names file, line and field of anything wrong with it.
+
+        embedder: need not be the one named in the file: vectors are computed anew.
+        """
+        header, log = OpLog.read(path, expect=BANK_FORMAT)
+        bank_id = header.take("bank_id", str)
+        header.take("embedder", str)
+        fields = header.child("rules")
+        rules = BankRules(
+            max_chars=fields.take("max_chars", int),
+            max_entries=fields.take("max_entries", int, None),
+            kinds=fields.texts("kinds"),
+        )
+        fields.end()
+        header.end()
+        try:
+            return cls.replay(log, embedder, bank_id=bank_id, index=index, rules=rules)
+        except MemR1Error as error:
+            raise MemR1Error(f"{path}: {error}") from error
+
+    def _settle(self, record: LogRecord, draft: Draft) -> None:
+        """Make the effects of a logged decision the state, and remember what the index has to learn."""
+        if any(result.changed for result in record.results):
+            for before, after in self._state.commit(draft):
+                if before is not None and before.status == "live":
+                    self._forget(self._key(before))
+                if after.status == "live":
+                    self._to_add[self._key(after)] = after.text
+        self._state.count(record.results)
+
+    def _forget(self, key: str) -> None:
+        if self._to_add.pop(key, None) is None:
+            self._to_remove.add(key)
+
+    def _mark_all(self) -> None:
+        """Compare the index with the entries and mark every difference."""
+        wanted = {self._key(e): e.text for e in self._state.entries()}
+        indexed = self._index.ids()
+        self._to_add = {key: text for key, text in wanted.items() if key not in indexed}
+        self._to_remove = indexed - set(wanted)
+
+    def _key(self, entry: MemoryEntry) -> str:
+        return index_key(entry, self.embedder.name)
+
+    def _resolve(self, key: str) -> MemoryEntry | None:
+        """The live entry of an index key; None when the key is of another version or text (a stale hit)."""
+        entry = self._state.newest(key.partition("@")[0])
+        return entry if entry is not None and entry.status == "live" and self._key(entry) == key else None
+
+
+def index_key(entry: MemoryEntry, embedder: str) -> str:
+    """Name of one version of an entry in an index. The digest of text and embedder tells `m5@1` from the `m5@1` of
+    another past or another model, which a restored bank or an index kept on disk may hold."""
+    digest = hashlib.blake2b(f"{embedder}\n{entry.text}".encode(), digest_size=8).hexdigest()
+    return f"{entry.id}@{entry.version}#{digest}"
+
+
+def _make_index(index: str | VectorIndex, bank_id: str) -> VectorIndex:
+    if index == "exact":
+        return ExactIndex()
+    if index == "chroma":
+        import uuid
+
+        from memr1.memory.chroma_index import ChromaIndex
+
+        # all in-memory clients of a process share one database, and two banks may have one id
+        return ChromaIndex(f"{bank_id}:{uuid.uuid4().hex}")
+    if isinstance(index, str):
+        raise MemR1Error(f"index: {index!r} is not known; use 'exact', 'chroma' or a VectorIndex")
+    return index
+
+
+def _abort(ops: Sequence[MemoryOp], failed: OpResult, at: int) -> list[OpResult]:
+    """Results of a decision that fell with its operation number `at`, counted from 1."""
+    reason = f"aborted: operation {at} of {len(ops)} ({_describe(failed.op)}) was rejected as {failed.reason}"
+    return [
+        failed if i == at else OpResult(op, ok=False, reason=reason, detail=failed.detail)
+        for i, op in enumerate(ops, start=1)
+    ]
+
+
+def _describe(op: MemoryOp) -> str:
+    return f"{op.event} {op.entry_id}" if op.entry_id else str(op.event)

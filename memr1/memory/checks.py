@@ -1,0 +1,63 @@
+"""What a caller hands to a bank, checked and made its own: types, times, metadata.
+
+A wrong type is a mistake of the calling program and raises `MemR1Error`; what a model decides wrongly is a rejection
+with a reason instead, see `memr1.memory.state`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from memr1.errors import MemR1Error
+from memr1.memory.jsonl import plain_json
+from memr1.memory.types import Event, MemoryOp, Provenance
+
+
+def check_op(op: MemoryOp, where: str) -> MemoryOp:
+    """A copy whose metadata is plain JSON of its own, so that the log never changes under the bank."""
+    if not isinstance(op, MemoryOp):
+        raise MemR1Error(f"{where}: expected a MemoryOp, got {op!r}; parse model output with a protocol first")
+    if not isinstance(op.event, Event):
+        raise MemR1Error(f"{where}.event: expected one of {', '.join(Event.__members__)}, got {op.event!r}")
+    _check(op.text, f"{where}.text", str)
+    _check(op.entry_id, f"{where}.entry_id", str, optional=True)
+    _check(op.expected_version, f"{where}.expected_version", int, optional=True)
+    _check(op.kind, f"{where}.kind", str)
+    _check(op.metadata, f"{where}.metadata", dict)
+    return dataclasses.replace(op, metadata=plain_json(op.metadata, f"{where}.metadata"))
+
+
+def check_provenance(provenance: Provenance) -> Provenance:
+    """The provenance with its turn ids as a tuple."""
+    if not isinstance(provenance, Provenance):
+        raise MemR1Error(f"provenance: expected a Provenance, got {provenance!r}")
+    if isinstance(provenance.turn_ids, str) or not isinstance(provenance.turn_ids, Iterable):
+        raise MemR1Error(f"provenance.turn_ids: expected several texts, got {provenance.turn_ids!r}; write ('D1:1',)")
+    turn_ids = tuple(provenance.turn_ids)
+    for turn_id in turn_ids:
+        _check(turn_id, "provenance.turn_ids", str)
+    for name in ("speaker", "role", "model", "adapter"):
+        _check(getattr(provenance, name), f"provenance.{name}", str, optional=True)
+    _check(provenance.weight_version, "provenance.weight_version", int, optional=True)
+    return dataclasses.replace(provenance, turn_ids=turn_ids)
+
+
+def check_time(value: str | None, where: str) -> str | None:
+    """The time itself; `MemR1Error` unless it is ISO 8601 text or None."""
+    if value is not None:
+        _check(value, where, str)
+        try:
+            datetime.fromisoformat(value)
+        except ValueError as error:
+            raise MemR1Error(f"{where}: {value!r} is not ISO 8601; write 2023-05-08 or 2023-05-08T13:56:00") from error
+    return value
+
+
+def _check(value: Any, where: str, kind: type, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise MemR1Error(f"{where}: expected {kind.__name__}, got {value!r}")

@@ -1,0 +1,272 @@
+"""What the operations mean: the state of a bank, the preconditions and effects of each operation, the rejection codes.
+
+`MemoryBank` calls this with its lock held; replaying a log goes through the same code. See `docs/memory.md`.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from memr1.memory.types import Event, MemoryEntry, MemoryOp, OpResult, Provenance
+
+REASONS: dict[str, str] = {
+    "missing_id": "UPDATE or DELETE without an entry id",
+    "unknown_id": "the bank never gave out this id",
+    "deleted_id": "the entry was deleted before",
+    "version_conflict": "the entry has another version than the operation expects",
+    "empty_text": "ADD or UPDATE without content",
+    "invalid_text": "content that is not valid Unicode (a lone surrogate)",
+    "too_long": "content longer than the bank allows",
+    "duplicate_content": "another live entry has the same content, up to case and white space",
+    "unknown_kind": "ADD of a kind that the bank does not hold",
+    "kind_mismatch": "UPDATE whose kind is not the kind of the entry",
+    "bank_full": "the bank holds as many live entries as it may",
+    "aborted": "nothing wrong with this operation, but another one of its decision was rejected",
+}
+"""Every reason for which an operation is rejected. The codes are stable: logs, metrics and clients rely on them."""
+
+
+@dataclass(frozen=True)
+class BankRules:
+    """What a bank accepts."""
+
+    max_chars: int = 4096
+    """Longest content of one entry, in characters; longer is rejected as `too_long`."""
+    max_entries: int | None = None
+    """Most live entries; ADD beyond is rejected as `bank_full`. None means no limit."""
+    kinds: tuple[str, ...] = ("text",)
+    """Kinds of payload that may be added."""
+
+
+def reason_code(reason: str) -> str:
+    """The code of `REASONS` that a result's reason starts with."""
+    return reason.split(":", 1)[0]
+
+
+def content_key(text: str) -> str:
+    """What makes two contents the same: Unicode composition, case and white space do not count."""
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def is_unicode(text: str) -> bool:
+    """False for text with lone surrogates, which JSON escapes can carry in but no index, tokenizer or file takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class BankState:
+    """Entries with all their versions, the live contents, and the counts. Mutated only through `commit` and `count`.
+
+    `fork` shares everything; whoever writes first copies the tables (pointers, not entries) for itself.
+    """
+
+    def __init__(self) -> None:
+        self.versions: dict[str, tuple[MemoryEntry, ...]] = {}
+        """Per id in order of ADD: every version, newest last; the newest of a deleted entry is its tombstone."""
+        self.live: dict[str, str] = {}
+        """Content key to id, of live entries only."""
+        self.applied: Counter[str] = Counter()
+        self.rejected: Counter[str] = Counter()
+        self.decisions: Counter[str] = Counter()
+        self._shared = False
+
+    def fork(self) -> BankState:
+        """A state that is equal now and independent from now on."""
+        other = BankState()
+        other.versions, other.live = self.versions, self.live
+        other.applied, other.rejected, other.decisions = self.applied, self.rejected, self.decisions
+        self._shared = other._shared = True
+        return other
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, BankState):
+            return NotImplemented
+        return (
+            self.versions == other.versions
+            and list(self.versions) == list(other.versions)
+            and self.live == other.live
+            and self.applied == other.applied
+            and self.rejected == other.rejected
+            and self.decisions == other.decisions
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # mutable
+
+    def entries(self) -> Iterator[MemoryEntry]:
+        """Live entries in order of ADD."""
+        return (chain[-1] for chain in self.versions.values() if chain[-1].status == "live")
+
+    def newest(self, entry_id: str) -> MemoryEntry | None:
+        """The newest version of an entry, its tombstone included; None for an id never given out."""
+        chain = self.versions.get(entry_id)
+        return chain[-1] if chain else None
+
+    def commit(self, draft: Draft) -> list[tuple[MemoryEntry | None, MemoryEntry]]:
+        """Make a draft's changes the state. Returns (entry before, entry after) for each entry that changed."""
+        self._own()
+        changes = []
+        for entry_id, added in draft.added_versions.items():
+            before = self.newest(entry_id)
+            self.versions[entry_id] = self.versions.get(entry_id, ()) + tuple(added)
+            changes.append((before, added[-1]))
+        for key, owner in draft.live_changes.items():
+            if owner is None:
+                self.live.pop(key, None)
+            else:
+                self.live[key] = owner
+        return changes
+
+    def count(self, results: Sequence[OpResult]) -> None:
+        """Count one decision and the outcome of each of its operations."""
+        self._own()
+        refused = bool(results) and not any(r.ok for r in results)
+        self.decisions["rejected" if refused else "applied"] += 1
+        for result in results:
+            if result.ok:
+                self.applied[result.op.event.value] += 1
+                if result.op.event is Event.UPDATE and not result.changed:
+                    self.applied["UPDATE_UNCHANGED"] += 1
+            else:
+                self.rejected[reason_code(result.reason or "")] += 1
+
+    def _own(self) -> None:
+        if self._shared:
+            self.versions, self.live = dict(self.versions), dict(self.live)
+            self.applied, self.rejected = self.applied.copy(), self.rejected.copy()
+            self.decisions = self.decisions.copy()
+            self._shared = False
+
+
+class Draft:
+    """One decision in the making: each operation sees those before it; nothing touches the state until `commit`."""
+
+    def __init__(
+        self,
+        state: BankState,
+        rules: BankRules | None,
+        *,
+        provenance: Provenance,
+        time: str | None,
+        event_time: str | None,
+    ) -> None:
+        """`rules` None: for replay, where what was once accepted stays accepted."""
+        self.added_versions: dict[str, list[MemoryEntry]] = {}
+        self.live_changes: dict[str, str | None] = {}
+        self._state, self._rules = state, rules
+        self._provenance, self._time = provenance, time
+        self._event_time = event_time if event_time is not None else time
+        self._ids = len(state.versions)
+        self._alive = len(state.live)
+
+    def run(self, op: MemoryOp) -> OpResult:
+        """Check one operation and, when it holds, draft its effect."""
+        if op.event is Event.NOOP:
+            return OpResult(op, ok=True)
+        if op.event is Event.ADD:
+            return self._add(op)
+        target, refusal = self._target(op)
+        if target is None:
+            return refusal
+        return self._update(op, target) if op.event is Event.UPDATE else self._delete(op, target)
+
+    def _add(self, op: MemoryOp) -> OpResult:
+        rules = self._rules
+        if refusal := self._bad_text(op):
+            return refusal
+        if rules is not None and op.kind not in rules.kinds:
+            return _refuse(op, "unknown_kind", f"{op.kind!r} is none of {', '.join(rules.kinds)}")
+        if owner := self._owner(op.text):
+            return _refuse(op, "duplicate_content", f"{owner} has this content")
+        if rules is not None and rules.max_entries is not None and self._alive >= rules.max_entries:
+            return _refuse(op, "bank_full", f"the bank holds {self._alive} live entries, its limit")
+        self._ids += 1
+        entry = MemoryEntry(
+            id=f"m{self._ids}",
+            text=op.text,
+            created_at=self._time,
+            updated_at=self._time,
+            event_time=self._event_time,
+            kind=op.kind,
+            provenance=self._provenance,
+            metadata=op.metadata,
+        )
+        self._alive += 1
+        self.live_changes[content_key(op.text)] = entry.id
+        return self._push(op, entry)
+
+    def _update(self, op: MemoryOp, target: MemoryEntry) -> OpResult:
+        if refusal := self._bad_text(op):
+            return refusal
+        if op.kind != target.kind:
+            return _refuse(op, "kind_mismatch", f"{target.id} is of kind {target.kind!r}, not {op.kind!r}")
+        owner = self._owner(op.text)
+        if owner not in (None, target.id):
+            return _refuse(op, "duplicate_content", f"{owner} has this content")
+        metadata = {**target.metadata, **op.metadata}
+        if op.text == target.text and metadata == target.metadata:
+            return OpResult(op, ok=True, entry_id=target.id)
+        self.live_changes[content_key(target.text)] = None
+        self.live_changes[content_key(op.text)] = target.id
+        entry = replace(
+            target,
+            text=op.text,
+            updated_at=self._time,
+            event_time=self._event_time,
+            version=target.version + 1,
+            provenance=self._provenance,
+            metadata=metadata,
+        )
+        return self._push(op, entry)
+
+    def _delete(self, op: MemoryOp, target: MemoryEntry) -> OpResult:
+        self._alive -= 1
+        self.live_changes[content_key(target.text)] = None
+        tombstone = replace(
+            target,
+            updated_at=self._time,
+            version=target.version + 1,
+            status="deleted",
+            provenance=self._provenance,
+        )
+        return self._push(op, tombstone)
+
+    def _target(self, op: MemoryOp) -> tuple[MemoryEntry | None, OpResult]:
+        if not op.entry_id:
+            return None, _refuse(op, "missing_id", f"{op.event} needs the id of an entry")
+        drafted = self.added_versions.get(op.entry_id)
+        target = drafted[-1] if drafted else self._state.newest(op.entry_id)
+        if target is None:
+            return None, _refuse(op, "unknown_id", f"{op.entry_id} was never in this bank")
+        if target.status != "live":
+            return None, _refuse(op, "deleted_id", f"{target.id} was deleted in version {target.version}")
+        if op.expected_version is not None and op.expected_version != target.version:
+            detail = f"{target.id} has version {target.version}, expected {op.expected_version}"
+            return None, _refuse(op, "version_conflict", detail)
+        return target, OpResult(op, ok=True, entry_id=target.id)
+
+    def _bad_text(self, op: MemoryOp) -> OpResult | None:
+        if not op.text.strip():
+            return _refuse(op, "empty_text", f"{op.event} needs content")
+        if not is_unicode(op.text):
+            return _refuse(op, "invalid_text", "the content holds a lone surrogate")
+        if self._rules is not None and len(op.text) > self._rules.max_chars:
+            return _refuse(op, "too_long", f"{len(op.text)} characters, at most {self._rules.max_chars} are allowed")
+        return None
+
+    def _owner(self, text: str) -> str | None:
+        key = content_key(text)
+        return self.live_changes[key] if key in self.live_changes else self._state.live.get(key)
+
+    def _push(self, op: MemoryOp, entry: MemoryEntry) -> OpResult:
+        self.added_versions.setdefault(entry.id, []).append(entry)
+        return OpResult(op, ok=True, entry_id=entry.id, changed=True)
+
+
+def _refuse(op: MemoryOp, code: str, detail: str) -> OpResult:
+    return OpResult(op, ok=False, reason=code, detail=detail)

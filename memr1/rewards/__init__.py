@@ -1,0 +1,1 @@
+"""Rewards: exact match, F1 and BLEU-1 as pure functions of (answer, gold), and their composition."""

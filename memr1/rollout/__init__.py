@@ -1,0 +1,1 @@
+"""Generation engines, and the runner and pools that play episodes with them."""

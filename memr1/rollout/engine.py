@@ -1,0 +1,102 @@
+"""The engine protocol: token ids in, token ids and processed log-probabilities out.
+
+An engine owns weights by policy name (`base`, `manager`, `answerer`) and a weight version per policy. Token ids
+travel in both directions, never text: what was sampled is exactly what is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to generate. Greedy at temperature 0; otherwise plain sampling, without top-k or top-p: log-probabilities
+    of a truncated distribution would not be those that the trainer computes."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+    """Used when temperature > 0; a request's tokens depend on its own seed only, not on what it is batched with."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One completion to generate."""
+
+    prompt_ids: tuple[int, ...]
+    policy: str
+    """Weights to use: `base` or the name of a role."""
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What came back."""
+
+    ids: tuple[int, ...]
+    """Includes the end-of-turn token when `finish_reason` is `stop`."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each token under softmax(logits / temperature); at temperature 1 for greedy requests."""
+    finish_reason: str
+    """`stop` (end-of-turn token) or `length`."""
+    weight_version: int
+
+
+@dataclass(frozen=True)
+class WeightUpdate:
+    """New weights of one policy with the manifest that receivers check before they load anything."""
+
+    policy: str
+    version: int
+    tensors: Mapping[str, np.ndarray]
+    manifest: Mapping[str, tuple[tuple[int, ...], str]]
+    """name -> (shape, dtype)."""
+    checksum: str
+    """blake2b over names and bytes in the order of names."""
+
+    @classmethod
+    def build(cls, policy: str, version: int, tensors: Mapping[str, np.ndarray]) -> WeightUpdate:
+        """Wrap tensors of a policy for the journey to the engines."""
+        manifest = {name: (tuple(t.shape), str(t.dtype)) for name, t in tensors.items()}
+        return cls(policy, version, dict(tensors), manifest, checksum(tensors))
+
+    def verify(self) -> None:
+        """Raise ValueError when the tensors are not those that the manifest and the checksum describe."""
+        found = {name: (tuple(t.shape), str(t.dtype)) for name, t in self.tensors.items()}
+        if found != dict(self.manifest):
+            wrong = sorted(n for n in set(found) | set(self.manifest) if found.get(n) != self.manifest.get(n))
+            raise ValueError(f"weights of {self.policy} v{self.version} do not match their manifest: {wrong[:5]}")
+        if checksum(self.tensors) != self.checksum:
+            raise ValueError(f"weights of {self.policy} v{self.version} were damaged on the way: checksum differs")
+
+
+def checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    """Order-independent digest of named arrays."""
+    import numpy as np
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
+    return digest.hexdigest()
+
+
+class Engine(Protocol):
+    """What the runner needs of a generation engine."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """One completion per request, in order."""
+
+    def load_weights(self, update: WeightUpdate) -> int:
+        """Load strictly (missing, extra or misshapen tensors are errors) and return the version now in use."""
+
+    def weight_versions(self) -> dict[str, int]:
+        """Version in use by policy."""

@@ -1,0 +1,72 @@
+"""Pools of runners: where work is sent without knowing whether Ray is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from memr1.config import Config
+from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.runner import Runner
+
+
+class RunnerPool(Protocol):
+    """What the training loop and evaluation need of a pool."""
+
+    def map(self, method: str, items: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """Call `runner.method(part_of_items, **kwargs)` on every runner; results in the order of items.
+
+        A runner that dies is replaced, and its part is played again by another.
+        """
+
+    def first(self, method: str, *args: Any) -> Any:
+        """Call a method of one runner."""
+
+    def load_policies(self, folder: str) -> None:
+        """Have every runner read the weights of all roles from a folder."""
+
+    def push(self, update: WeightUpdate) -> None:
+        """Send weights to every runner; returns when every one has acknowledged the version."""
+
+    def pop_timings(self) -> dict[str, float]:
+        """Sums over runners of the engine's seconds and tokens since the last call."""
+
+    def close(self) -> None:
+        """Release everything."""
+
+
+class LocalPool:
+    """One runner in this process."""
+
+    def __init__(self, config: Config) -> None:
+        self.runner = Runner(config)
+
+    def map(self, method: str, items: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """See `RunnerPool.map`."""
+        return list(getattr(self.runner, method)(items, **kwargs))
+
+    def first(self, method: str, *args: Any) -> Any:
+        """See `RunnerPool.first`."""
+        return getattr(self.runner, method)(*args)
+
+    def load_policies(self, folder: str) -> None:
+        """See `RunnerPool.load_policies`."""
+        self.runner.load_policies(folder)
+
+    def push(self, update: WeightUpdate) -> None:
+        """See `RunnerPool.push`."""
+        acknowledged = self.runner.load_weights(update)
+        check_acknowledged(update, [acknowledged])
+
+    def pop_timings(self) -> dict[str, float]:
+        """See `RunnerPool.pop_timings`."""
+        return self.runner.pop_timings()
+
+    def close(self) -> None:
+        """See `RunnerPool.close`."""
+
+
+def check_acknowledged(update: WeightUpdate, versions: Sequence[int]) -> None:
+    """A version counts only when every receiver has it."""
+    if any(v != update.version for v in versions):
+        raise RuntimeError(f"weights of {update.policy} v{update.version} were acknowledged as {list(versions)}")

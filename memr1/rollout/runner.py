@@ -1,0 +1,141 @@
+"""The runner: one process that holds the agents, a memory and an engine, and plays whatever it is sent.
+
+The same class runs in the driver (`local` backend, `memr1 eval`) and inside Ray actors (`memr1.rllib`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memr1.agents.roles import make_agents
+from memr1.config import Config
+from memr1.envs.answering import AnswerTask, play_answer
+from memr1.envs.deciding import DecisionTask, play_decision
+from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.memory.embed import load_embedder
+from memr1.models.adapters import PolicyModel
+from memr1.models.registry import load_tokenizer
+from memr1.rewards.base import make_reward
+from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.transformers_engine import TransformersEngine
+from memr1.trajectory import Trajectory
+
+ROLES = ("manager", "answerer")
+"""Roles with weights of their own."""
+
+
+@dataclass(frozen=True)
+class Play:
+    """A task to be played once."""
+
+    task: AnswerTask | DecisionTask
+    seed: int
+
+
+def set_threads(count: int) -> None:
+    """Use `count` CPU threads, or all cores for 0. Ray limits its actors to one unless told otherwise."""
+    import torch
+
+    torch.set_num_threads(count or os.cpu_count() or 1)
+
+
+def eos_token_ids(policies: PolicyModel, tokenizer: Any) -> tuple[int, ...]:
+    """Every token that ends a turn: the tokenizer's, and those the model's generation config adds."""
+    ids = {tokenizer.eos_token_id}
+    generation = policies.module("base").generation_config
+    extra = generation.eos_token_id if generation is not None else None
+    ids.update(extra if isinstance(extra, list) else [] if extra is None else [extra])
+    return tuple(sorted(ids))
+
+
+class Runner:
+    """Plays episodes with the weights it was last given."""
+
+    def __init__(self, config: Config) -> None:
+        set_threads(config.model.threads)
+        self.config = config
+        tokenizer = load_tokenizer(config.model.name)
+        self.policies = PolicyModel.create(
+            config.model.name,
+            ROLES,
+            config.model.weights,
+            config.model.lora,
+            seed=config.seed,
+            dtype=config.model.dtype,
+            device=config.model.device,
+        )
+        self.engine = TransformersEngine(
+            self.policies,
+            eos_ids=eos_token_ids(self.policies, tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            max_tokens_per_batch=config.rollout.max_tokens_per_batch,
+        )
+        self.world = World(config, make_agents(config, tokenizer), load_embedder(config.memory.embedder))
+
+    def play(self, plays: Sequence[Play], reward: str, temperature: float) -> list[Trajectory]:
+        """Play tasks; the role whose task it is samples and trains, the other is frozen and greedy.
+
+        An episode that fails comes back as a trajectory with `error` set and no reward.
+        """
+        scorer = make_reward(reward)
+        episodes: list[Episode[Trajectory]] = []
+        for p in plays:
+            if isinstance(p.task, AnswerTask):
+                learner = Speaker("answerer", temperature, trainable=True)
+                episodes.append(play_answer(p.task, self.world, learner, scorer, p.seed))
+            else:
+                learner = Speaker("manager", temperature, trainable=True)
+                episodes.append(play_decision(p.task, self.world, learner, Speaker("answerer"), scorer, p.seed))
+        return [
+            _failed(p, result) if isinstance(result, Failure) else result
+            for p, result in zip(plays, drive(episodes, self.engine), strict=True)
+        ]
+
+    def load_weights(self, update: WeightUpdate) -> int:
+        """Take new weights of one policy; returns the version now in use."""
+        return self.engine.load_weights(update)
+
+    def weight_versions(self) -> dict[str, int]:
+        """Version in use by policy."""
+        return self.engine.weight_versions()
+
+    def save_policies(self, folder: str) -> None:
+        """Write the weights of every role to `<folder>/<role>` in the ordinary peft or transformers format."""
+        for role in ROLES:
+            self.policies.save(role, Path(folder) / role)
+
+    def load_policies(self, folder: str) -> None:
+        """Read weights written by `save_policies`."""
+        for role in ROLES:
+            self.policies.load(role, Path(folder) / role)
+
+    def pop_timings(self) -> dict[str, float]:
+        """Seconds and tokens of prefill and decoding since the last call."""
+        return self.engine.pop_timings()
+
+    def build_tasks(self, dialogues: Sequence[Any], role: str, bank: str, seed: int) -> list[Any]:
+        """Tasks (and their demonstrations) made of dialogues; see `memr1.training.tasks`."""
+        from memr1.training.tasks import build_tasks
+
+        return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, seed=seed)
+
+    def evaluate(self, dialogues: Sequence[Any], system: str, benchmark: str) -> list[Any]:
+        """Predictions of one system; see `memr1.evaluation.harness`."""
+        from memr1.evaluation.harness import evaluate_system
+
+        return evaluate_system(system, dialogues, self.world, self.engine, benchmark)
+
+
+def _failed(play: Play, failure: Failure) -> Trajectory:
+    return Trajectory(
+        task_id=play.task.id,
+        group_id=play.task.id,
+        seed=play.seed,
+        steps=(),
+        reward=None,
+        error=f"{type(failure.error).__name__}: {failure.error}",
+    )

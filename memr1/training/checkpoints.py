@@ -1,0 +1,105 @@
+"""Checkpoints: everything that "train 10" needs to equal "train 5, stop, resume, train 5".
+
+A checkpoint is a folder `step_000012` with the policies of all roles, the learner's shards, `state.json`, and last of
+all the marker `COMMITTED`. Without the marker it does not exist: a kill midway leaves nothing half-made behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memr1.errors import MemR1Error
+
+MARKER = "COMMITTED"
+
+
+@dataclass
+class TrainState:
+    """Where a run stands between two optimizer steps."""
+
+    step: int = 0
+    """Optimizer steps done, over all stages."""
+    stage: int = 0
+    """Index of the current stage; equals the number of stages when training is done."""
+    stage_step: int = 0
+    """Optimizer steps done in the current stage."""
+    versions: dict[str, int] = field(default_factory=dict)
+    """Weight version by role."""
+    sampler: dict[str, Any] | None = None
+    """State of the current stage's task sampler."""
+    seconds: float = 0.0
+    """Wall time spent so far, over all starts of the run."""
+    stage_ends: dict[str, str] = field(default_factory=dict)
+    """Stage `<index>-<name>` -> name of the checkpoint at its end."""
+
+
+def save_checkpoint(
+    run_dir: Path, state: TrainState, save_policies: Callable[[str], Any], save_learner: Callable[[str], Any] | None
+) -> Path:
+    """Write and commit a checkpoint. Raises MemR1Error when the disk is full or not writable."""
+    final = run_dir / "checkpoints" / f"step_{state.step:06d}"
+    temporary = final.with_name(final.name + ".partial")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_policies(str(temporary / "policies"))
+        if save_learner is not None:
+            save_learner(str(temporary / "learner"))
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        _sync_tree(temporary)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(temporary, final)
+        marker = final / MARKER
+        marker.touch()
+        _sync(marker)
+        _sync(final)
+        _sync(final.parent)
+    except OSError as error:
+        raise MemR1Error(
+            f"{final}: the checkpoint could not be written ({error}). Free disk space or set `output`, then run again "
+            "with --resume auto; the last committed checkpoint is intact"
+        ) from error
+    return final
+
+
+def load_state(checkpoint: Path) -> TrainState:
+    """Read `state.json` of a committed checkpoint."""
+    if not (checkpoint / MARKER).exists():
+        raise MemR1Error(f"{checkpoint}: no committed checkpoint there; name a folder `step_...` that holds {MARKER}")
+    try:
+        return TrainState(**json.loads((checkpoint / "state.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise MemR1Error(f"{checkpoint / 'state.json'}: not readable ({error}); resume from another one") from error
+
+
+def committed(run_dir: Path) -> list[Path]:
+    """Committed checkpoints of a run, oldest first."""
+    return sorted(p.parent for p in (run_dir / "checkpoints").glob(f"step_*/{MARKER}"))
+
+
+def prune(run_dir: Path, keep: int, protected: set[str]) -> None:
+    """Delete all but the newest `keep` checkpoints, sparing the names in `protected`."""
+    for path in committed(run_dir)[:-keep]:
+        if path.name not in protected:
+            (path / MARKER).unlink()  # first, so that a kill midway leaves no committed half
+            shutil.rmtree(path)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,48 @@
+"""Self-checks in the first step of every stage: cheap, always on, and they stop the run with a message.
+
+Wrong masks, stale weights and wrong denominators do not crash; they train something else. These numbers would show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from memr1.config import Config, StageConfig
+from memr1.errors import MemR1Error
+from memr1.learner.packing import Plan, TrainSequence
+
+MISMATCH_LIMIT = {"float32": 1e-2, "bfloat16": 0.5}
+"""Largest mean gap between log-probabilities of engine and trainer, by precision of the weights, in nats."""
+
+
+def check_first_step(
+    config: Config,
+    stage: StageConfig,
+    stage_step: int,
+    metrics: Mapping[str, float],
+    plan: Plan,
+    sequences: Sequence[TrainSequence],
+) -> None:
+    """Raise MemR1Error when the first step of a stage did not do what it should. Later steps pass unchecked."""
+    if stage_step > 0:
+        return
+
+    def need(ok: bool, message: str) -> None:
+        if not ok:
+            raise MemR1Error(f"stage {stage.name}, first step: {message}. This is a bug or a wrong engine setting")
+
+    trained = metrics["learner/trained_tokens"]
+    need(trained == plan.trained_tokens, f"{trained:.0f} tokens were trained, {plan.trained_tokens} were planned")
+    if stage.objective != "grpo":
+        return
+    need(metrics["learner/approx_kl"] < 1e-6, "the probability ratio is not 1 before any update")
+    gap = metrics.get("learner/rollout_mismatch", 0.0)
+    precision = "float32" if config.model.dtype == "float32" or gap < MISMATCH_LIMIT["float32"] else "bfloat16"
+    need(
+        gap < MISMATCH_LIMIT[precision],
+        f"log-probabilities of engine and trainer differ by {gap:.3f} nats per token on average",
+    )
+    if "learner/reference_kl" in metrics:
+        need(abs(metrics["learner/reference_kl"]) < 1e-4, "the KL to the reference is not 0 before any update")
+    total = sum(s.advantage for s in sequences)
+    need(abs(total) < 1e-3 * max(len(sequences), 1), f"advantages sum to {total:.4f} instead of 0")

@@ -1,0 +1,246 @@
+"""The training loop. One `step` is: take tasks, play groups, reward, advantage, pack, update, push weights, log, save.
+
+It speaks to a pool of runners and a group of learners and does not know whether they are Ray actors
+(`memr1.rllib`) or objects in this process (`memr1.training.local`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memr1.algos.advantages import grpo_advantages, zero_variance_groups
+from memr1.config import Config, StageConfig
+from memr1.data.sampler import ResumableSampler
+from memr1.errors import MemR1Error
+from memr1.learner.deepspeed_learner import UpdateSettings
+from memr1.learner.group import LearnerFactory, LearnerGroup
+from memr1.learner.packing import TrainSequence, plan_microbatches
+from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.pool import RunnerPool
+from memr1.rollout.runner import Play
+from memr1.training.checkpoints import TrainState, load_state, prune, save_checkpoint
+from memr1.training.checks import check_first_step
+from memr1.training.metrics import learner_metrics, rollout_metrics, trajectory_record
+from memr1.training.runlog import RunLog
+from memr1.training.tasks import TrainTask
+from memr1.training.worlds import training_dialogues
+from memr1.trajectory import Trajectory
+
+
+class Trainer:
+    """Runs the stages of a configuration one optimizer step at a time."""
+
+    def __init__(
+        self, config: Config, pool: RunnerPool, make_learners: LearnerFactory, log: RunLog, resume: Path | None = None
+    ) -> None:
+        self.config, self.pool, self.make_learners, self.log = config, pool, make_learners, log
+        self.state = TrainState(versions={"manager": 0, "answerer": 0})
+        self.learners: LearnerGroup | None = None
+        self.tasks: list[TrainTask] = []
+        self.sampler = ResumableSampler(1, config.seed)
+        self.checkpoint: Path | None = resume
+        if resume is not None:
+            self.state = load_state(resume)
+            log.truncate_after(self.state.step)
+            pool.load_policies(str(resume / "policies"))  # before anything is generated
+
+    @property
+    def done(self) -> bool:
+        """True when all stages are through."""
+        return self.state.stage >= len(self.config.stages)
+
+    @property
+    def stage(self) -> StageConfig:
+        """The current stage."""
+        return self.config.stages[self.state.stage]
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step; returns its metrics."""
+        start = time.perf_counter()
+        learners = self.learners or self._begin_stage()
+        stage, state = self.stage, self.state
+        if stage.objective == "sft":
+            trajectories, sequences, metrics = [], self._demonstrations(), {}
+        else:
+            trajectories, sequences, metrics = self._play_groups()
+        played = time.perf_counter()
+        if sequences:
+            metrics |= self._update(learners, sequences)
+        updated = time.perf_counter()
+        if sequences:
+            self._push(learners)
+        pushed = time.perf_counter()
+        state.step, state.stage_step = state.step + 1, state.stage_step + 1
+        state.seconds += pushed - start
+        metrics |= {
+            "time/rollout_s": played - start,
+            "time/update_s": updated - played,
+            "time/sync_s": pushed - updated,
+            "time/step_s": pushed - start,
+        }
+        if not sequences:
+            metrics["learner/skipped"] = 1.0  # no group had a signal: nothing to learn from in this step
+        self.log.metrics(state.step, stage.name, state.stage_step, metrics)
+        if trajectories:
+            self.log.rollouts(state.step, trajectories)
+        self._after_step()
+        return metrics
+
+    def _play_groups(self) -> tuple[list[dict[str, Any]], list[TrainSequence], dict[str, float]]:
+        """Play groups of rollouts until the batch is full; zero-variance groups are refilled up to a cap."""
+        r, a = self.config.rollout, self.config.algo
+        trajectories: list[Trajectory] = []
+        kept: list[Trajectory] = []
+        advantages: list[float] = []
+        wanted = r.prompts_per_step
+        for round_ in range(1 + r.resample_rounds):
+            plays = [
+                Play(self.tasks[i].task, self._seed(round_, slot, member))
+                for slot, i in enumerate(self.sampler.take(wanted))
+                for member in range(r.group_size)
+            ]
+            batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature)
+            rewarded = [t for t in batch if t.reward is not None]
+            check_play(batch, rewarded)
+            groups = {t.group_id: n for n, t in enumerate(rewarded)}
+            ids = torch.tensor([groups[t.group_id] for t in rewarded])
+            rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
+            scores = grpo_advantages(rewards, ids, normalize_std=a.normalize_std)
+            flat = zero_variance_groups(rewards, ids)
+            trajectories += batch
+            kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]
+            advantages += [s for s, dead in zip(scores.tolist(), flat.tolist(), strict=True) if not dead]
+            wanted = r.prompts_per_step - len({t.group_id for t in kept})
+            if wanted <= 0:
+                break
+        by_trajectory = {id(t): s for t, s in zip(kept, advantages, strict=True)}
+        sequences = [
+            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs)
+            for t in kept
+            for q in (s.sequence for s in t.trainable_steps)
+        ]
+        live = len({t.group_id for t in kept})
+        total = len({t.group_id for t in trajectories})
+        metrics = rollout_metrics(trajectories) | {"groups/zero_variance_fraction": 1 - live / total}
+        engine = self.pool.pop_timings()
+        metrics |= {f"engine/{name}": value for name, value in engine.items()}
+        return [trajectory_record(t, by_trajectory.get(id(t))) for t in trajectories], sequences, metrics
+
+    def _demonstrations(self) -> list[TrainSequence]:
+        chosen = [self.tasks[i].demonstration for i in self.sampler.take(self.stage.examples_per_step)]
+        return [d for d in chosen if d is not None]
+
+    def _update(self, learners: LearnerGroup, sequences: Sequence[TrainSequence]) -> dict[str, float]:
+        stage, learner = self.stage, self.config.learner
+        plan = plan_microbatches(
+            sequences,
+            num_ranks=learner.num_learners,
+            max_tokens_per_microbatch=learner.max_tokens_per_microbatch,
+            pad_id=0,
+            share_prefixes=learners.supports_shared_prefixes(),
+        )
+        warmup = min(1.0, (self.state.stage_step + 1) / (stage.warmup_steps + 1))
+        settings = UpdateSettings(
+            objective=stage.objective,
+            learning_rate=stage.learning_rate * warmup,
+            trained_tokens=plan.trained_tokens,
+            trained_sequences=plan.trained_sequences,
+            temperature=1.0 if stage.objective == "sft" else self.config.rollout.temperature,
+        )
+        start = time.perf_counter()
+        metrics = learner_metrics(learners.update(plan, settings))
+        seconds = time.perf_counter() - start
+        check_first_step(self.config, stage, self.state.stage_step, metrics, plan, sequences)
+        return metrics | {
+            "learner/learning_rate": settings.learning_rate,
+            "learner/computed_tokens": float(plan.computed_tokens),
+            "learner/sharing_factor": plan.unshared_tokens / plan.computed_tokens,
+            "tokens/per_second": plan.unshared_tokens / seconds,
+        }
+
+    def _push(self, learners: LearnerGroup) -> None:
+        role = self.stage.role
+        version = self.state.versions[role] + 1
+        self.pool.push(WeightUpdate.build(role, version, learners.weights()))
+        self.state.versions[role] = version
+
+    def _seed(self, round_: int, slot: int, member: int) -> int:
+        """A seed of its own for every rollout of a run, the same on every run with one configuration."""
+        r = self.config.rollout
+        index = ((self.state.step * (1 + r.resample_rounds) + round_) * r.prompts_per_step + slot) * r.group_size
+        return (self.config.seed << 40) + index + member
+
+    def _begin_stage(self) -> LearnerGroup:
+        stage, state = self.stage, self.state
+        self.tasks = self._stage_tasks(stage)
+        self.sampler = ResumableSampler(len(self.tasks), self.config.seed + state.stage)
+        if state.sampler is not None:
+            self.sampler.load_state_dict(state.sampler)
+        policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
+        self.learners = self.make_learners(stage.role, policies)
+        if state.stage_step > 0 and self.checkpoint is not None:
+            self.learners.restore(str(self.checkpoint / "learner"))
+        return self.learners
+
+    def _stage_tasks(self, stage: StageConfig) -> list[TrainTask]:
+        dialogues = training_dialogues(self.config)
+        tasks = self.pool.map("build_tasks", dialogues, role=stage.role, bank=stage.bank, seed=self.config.seed)
+        if stage.objective == "sft":
+            usable = [t for t in tasks if t.demonstration is not None]
+        else:
+            usable = [t for t in tasks if stage.role == "answerer" or t.task.questions]
+        if not usable:
+            raise MemR1Error(
+                f"stage {stage.name}: {len(dialogues)} dialogues gave no task to train on; an sft stage needs oracle "
+                "operations, a manager stage needs questions with evidence"
+            )
+        return usable
+
+    def _after_step(self) -> None:
+        state, stage = self.state, self.stage
+        state.sampler = self.sampler.state_dict()
+        if state.stage_step >= stage.steps:
+            name = f"{state.stage}-{stage.name}"
+            state.stage_ends[name] = f"step_{state.step:06d}"
+            state.stage, state.stage_step, state.sampler = state.stage + 1, 0, None
+            self.save(with_learner=False)  # a finished stage never needs its optimizer again
+            self._end_stage()
+        elif state.stage_step % self.config.checkpoint.every_steps == 0:
+            self.save()
+
+    def save(self, with_learner: bool = True) -> Path:
+        """Write a checkpoint of the state between two steps."""
+        learner = self.learners.save if with_learner and self.learners is not None else None
+        self.checkpoint = save_checkpoint(
+            self.config.run_dir, self.state, lambda folder: self.pool.first("save_policies", folder), learner
+        )
+        prune(self.config.run_dir, self.config.checkpoint.keep, set(self.state.stage_ends.values()))
+        return self.checkpoint
+
+    def _end_stage(self) -> None:
+        if self.learners is not None:
+            self.learners.close()
+        self.learners = None
+
+    def close(self) -> None:
+        """Release learners and runners."""
+        self._end_stage()
+        self.pool.close()
+
+
+def check_play(batch: Sequence[Trajectory], rewarded: Sequence[Trajectory]) -> None:
+    """Too many failed episodes abort the run: training on what is left would train on a biased sample."""
+    if len(rewarded) < 0.5 * len(batch):
+        first = next((t.error for t in batch if t.error), "no trajectory came back")
+        raise MemR1Error(f"{len(batch) - len(rewarded)} of {len(batch)} episodes failed; the first said: {first}")
+
+
+def with_name(config: Config, name: str) -> Config:
+    """The same configuration under another run name."""
+    return replace(config, name=name)

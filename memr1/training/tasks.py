@@ -1,0 +1,117 @@
+"""From dialogues to training tasks: what the agents practise on, with demonstrations where an oracle is known.
+
+The answerer practises on questions over a finished bank. The manager practises on single turns: the bank as it was
+before, the turn's facts, and the questions that the turn bears on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from memr1.data.types import Dialogue, Question
+from memr1.envs.answering import AnswerTask
+from memr1.envs.deciding import DecisionTask, LinkedQuestion, related_entries
+from memr1.envs.episode import Failure, Speaker, World, drive
+from memr1.envs.ingesting import Moment, ingest_with_manager, ingest_without_model, iso, replay
+from memr1.agents.protocol import displayed_date
+from memr1.learner.packing import TrainSequence
+from memr1.memory.bank import MemoryBank
+from memr1.rollout.engine import Engine
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Something to practise."""
+
+    task: AnswerTask | DecisionTask
+    demonstration: TrainSequence | None
+    """What the oracle would have said; None where no oracle is known or its target is out of sight."""
+    kind: str
+    """Question category, or the oracle's operation: for statistics."""
+
+
+def build_tasks(
+    dialogues: Sequence[Dialogue], world: World, engine: Engine, *, role: str, bank: str, seed: int
+) -> list[TrainTask]:
+    """All tasks of a role in these dialogues, in order.
+
+    bank: `oracle`, `add-everything` or `manager` (the manager model replays every dialogue). Manager tasks start from
+    snapshots of that bank, too, except that `manager` means `add-everything` there.
+    """
+    if role == "manager":
+        policy = "oracle" if bank == "oracle" else "add-everything"
+        return [task for dialogue in dialogues for task in _decision_tasks(dialogue, world, policy)]
+    if bank == "manager":
+        ingested = drive([ingest_with_manager(d, world, Speaker("manager")) for d in dialogues], engine)
+        banks = []
+        for result in ingested:
+            if isinstance(result, Failure):
+                raise result.error
+            banks.append(result.bank)
+    else:
+        banks = [ingest_without_model(d, world, bank) for d in dialogues]
+    return [task for d, b in zip(dialogues, banks, strict=True) for task in _answer_tasks(d, b, world)]
+
+
+def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[TrainTask]:
+    tasks = []
+    for q in dialogue.questions:
+        if q.answer is None or q.asked_after is not None:
+            continue  # nothing to score, or a question about a state that has passed
+        entries = tuple(h.entry for h in bank.search(q.text, world.config.memory.answerer_top_k))
+        task = AnswerTask(f"{dialogue.id}/{q.id}", q.text, q.answer, q.category, entries, q.evidence)
+        tasks.append(TrainTask(task, _answer_demonstration(task, world), q.category))
+    return tasks
+
+
+def _answer_demonstration(task: AnswerTask, world: World) -> TrainSequence | None:
+    """Select the retrieved evidence, give the gold answer; None when part of the evidence was not retrieved."""
+    prompt = world.agents.answerer.prompt(task.question, task.entries)
+    evidence = {n: e for n, e in prompt.entries.items() if set(e.provenance.turn_ids) & set(task.evidence)}
+    if task.evidence and not evidence:
+        return None
+    text = world.agents.answerer.demonstration(task.gold, evidence)
+    return _demonstration(prompt.ids, world.agents.codec.encode_completion(text))
+
+
+def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[TrainTask]:
+    tasks = []
+    seen: set[str] = set()
+    for moment in replay(dialogue, world, policy):
+        seen.add(moment.turn.id)
+        questions = _linked_questions(dialogue, moment, seen)
+        task = DecisionTask(
+            id=f"{dialogue.id}/{moment.turn.id}",
+            snapshot=moment.bank.snapshot(),
+            facts=moment.facts,
+            time=iso(moment.session),
+            turn_id=moment.turn.id,
+            speaker=moment.turn.speaker,
+            questions=questions,
+        )
+        kind = "+".join(str(op.event) for op in moment.ops)
+        tasks.append(TrainTask(task, _decision_demonstration(moment, world) if policy == "oracle" else None, kind))
+    return tasks
+
+
+def _linked_questions(dialogue: Dialogue, moment: Moment, seen: set[str]) -> tuple[LinkedQuestion, ...]:
+    """Questions asked right after this turn, or those whose evidence is complete with it."""
+
+    def linked(q: Question) -> bool:
+        if q.asked_after is not None:
+            return q.asked_after == moment.turn.id
+        return moment.turn.id in q.evidence and set(q.evidence) <= seen
+
+    return tuple(LinkedQuestion(q.text, q.answer, q.category) for q in dialogue.questions if q.answer and linked(q))
+
+
+def _decision_demonstration(moment: Moment, world: World) -> TrainSequence | None:
+    related = related_entries(moment.bank, moment.facts, world.config.memory.manager_top_k)
+    prompt = world.agents.manager.prompt(moment.facts, displayed_date(iso(moment.session)), related)
+    text = world.agents.manager.demonstration(moment.ops, prompt)
+    return None if text is None else _demonstration(prompt.ids, world.agents.codec.encode_completion(text))
+
+
+def _demonstration(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> TrainSequence:
+    return TrainSequence(prompt_ids, completion_ids, (True,) * len(completion_ids))

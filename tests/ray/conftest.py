@@ -1,0 +1,40 @@
+"""One local Ray cluster for all tests of this folder. (No `__init__.py` here: the folder is not the package ray.)"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+START_ATTEMPTS = 3
+NUM_CPUS = 2
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[str]:
+    """Address of a cluster with 2 CPUs that this process is connected to; stopped when the session ends.
+
+    A busy machine can miss the deadline of Ray's start-up check, so the start is tried up to three times.
+    """
+    import ray
+
+    if ray.is_initialized():  # a test file connected by itself: use that cluster and leave it running
+        yield ray.get_runtime_context().gcs_address
+        return
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            # "local" starts a cluster of our own even where RAY_ADDRESS names another
+            ray.init(address="local", num_cpus=NUM_CPUS, include_dashboard=False, log_to_driver=False)
+            break
+        except Exception as e:
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise
+            warnings.warn(f"Ray did not start (attempt {attempt} of {START_ATTEMPTS}): {e}", stacklevel=1)
+            time.sleep(5 * attempt)
+    try:
+        yield ray.get_runtime_context().gcs_address
+    finally:
+        ray.shutdown()

@@ -1,0 +1,344 @@
+"""Policies by role: independence, equality with the base, files that other tools read, strict loading.
+
+Gradients are checked for where they arrive, not for their values (the learner's tests do that).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from memr1.errors import MemR1Error
+from memr1.models.adapters import LoraSettings, PolicyModel
+from memr1.models.registry import load_causal_lm, load_tokenizer
+
+ROLES = ("manager", "answerer")
+LORA = LoraSettings(rank=4, alpha=8)
+IDS = torch.tensor([[257, 117, 115, 101, 114, 10, 72, 105, 258, 10]])
+MODES = pytest.mark.parametrize("mode", ["lora", "full"])
+
+
+def create(mode: str, roles=ROLES, seed: int = 0, **kwargs) -> PolicyModel:
+    return PolicyModel.create("tiny-random", roles, mode, LORA, seed, dtype="float32", device="cpu", **kwargs)
+
+
+def plain_model(dtype: str = "float32"):
+    return load_causal_lm("tiny-random", dtype, "cpu")
+
+
+@torch.no_grad()
+def logits_of(module) -> torch.Tensor:
+    return module(IDS).logits
+
+
+def logits(policies: PolicyModel, policy: str) -> torch.Tensor:
+    with policies.use(policy) as module:
+        return logits_of(module)
+
+
+def shift(policies: PolicyModel, role: str, seed: int = 1) -> None:
+    """Moves every weight of a role by a random amount, as training would."""
+    generator = torch.Generator().manual_seed(seed)
+    moved = {n: w + 0.05 * torch.randn(w.shape, generator=generator) for n, w in policies.weights(role).items()}
+    policies.load_weights(role, moved)
+
+
+@MODES
+def test_every_policy_equals_the_untouched_model_at_the_start(mode):
+    policies = create(mode)
+    expected = logits_of(plain_model())
+    assert policies.policies() == ["base", "manager", "answerer"]
+    for policy in policies.policies():
+        assert torch.equal(logits(policies, policy), expected), policy
+
+
+@MODES
+def test_changing_one_role_changes_neither_another_nor_the_base(mode):
+    policies = create(mode)
+    expected = logits_of(plain_model())
+    shift(policies, "manager")
+    assert (logits(policies, "manager") - expected).abs().max() > 0.01
+    assert torch.equal(logits(policies, "answerer"), expected)
+    assert torch.equal(logits(policies, "base"), expected)
+
+
+@MODES
+def test_a_loaded_module_gives_the_same_policies_as_its_name(mode):
+    named = create(mode)
+    handed = PolicyModel.create(plain_model(), ROLES, mode, LORA)
+    for policies in (named, handed):
+        shift(policies, "answerer")
+    for policy in named.policies():
+        assert torch.equal(logits(named, policy), logits(handed, policy)), policy
+
+
+def test_uses_nest_and_give_back_the_outer_policy():
+    policies = create("lora")
+    shift(policies, "manager", seed=1)
+    shift(policies, "answerer", seed=2)
+    alone = {p: logits(policies, p) for p in policies.policies()}
+    with policies.use("manager") as manager:
+        with policies.use("base") as base:
+            assert torch.equal(logits_of(base), alone["base"])
+            with policies.use("answerer") as answerer:
+                assert torch.equal(logits_of(answerer), alone["answerer"])
+            assert torch.equal(logits_of(base), alone["base"])
+        assert torch.equal(logits_of(manager), alone["manager"])
+        with pytest.raises(RuntimeError), policies.use("base"):
+            raise RuntimeError
+        assert torch.equal(logits_of(manager), alone["manager"])
+
+
+@MODES
+def test_gradients_reach_the_trained_role_only_whatever_was_used_in_between(mode):
+    policies = create(mode)
+    shift(policies, "manager")  # LoRA's B must not be zero, or A gets no gradient
+    policies.train_only("manager")
+    for policy in ("base", "answerer"):  # peft makes an adapter trainable whenever it becomes active
+        logits(policies, policy)
+    trainable = policies.trainable_parameters("manager")
+    with policies.use("manager") as module:
+        assert module.training
+        logits_of(module)
+        module(IDS).logits.square().mean().backward()
+    assert all(p.requires_grad and p.grad is not None and p.grad.abs().sum() > 0 for p in trainable.values())
+    ours = {id(p) for p in trainable.values()}
+    for policy in policies.policies():
+        for name, p in policies._module(policy).named_parameters():
+            assert id(p) in ours or (not p.requires_grad and p.grad is None), f"{policy}: {name}"
+    policies.eval_only()
+    assert not any(p.requires_grad for p in trainable.values())
+    assert not policies.module("manager").training
+
+
+@MODES
+def test_train_mode_gives_the_log_probabilities_of_eval_mode(mode):
+    model = plain_model()
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    policies = PolicyModel.create(model, ROLES, mode, LORA)
+    before = logits(policies, "manager")
+    policies.train_only("manager")
+    assert torch.equal(logits(policies, "manager"), before)
+
+
+def test_lora_dropout_acts_in_training_only_when_asked_for():
+    settings = LoraSettings(rank=4, alpha=8, dropout=0.5)
+    policies = PolicyModel.create("tiny-random", ROLES, "lora", settings, dtype="float32", device="cpu")
+    shift(policies, "manager")
+    assert torch.equal(logits(policies, "manager"), logits(policies, "manager"))
+    policies.train_only("manager")
+    assert not torch.equal(logits(policies, "manager"), logits(policies, "manager"))
+
+
+def test_one_optimizer_step_moves_the_role_it_was_given():
+    policies = create("lora")
+    policies.train_only("answerer")
+    before = policies.weights("answerer"), policies.weights("manager")
+    optimizer = torch.optim.SGD(policies.trainable_parameters("answerer").values(), lr=1.0)
+    with policies.use("answerer") as module:
+        module(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    after = policies.weights("answerer"), policies.weights("manager")
+    assert sum(not torch.equal(before[0][n], after[0][n]) for n in before[0]) == len(before[0]) // 2  # the B halves
+    assert all(torch.equal(before[1][n], after[1][n]) for n in before[1])
+
+
+def test_adapters_start_by_seed_and_role_alone():
+    one = create("lora", ("manager",), seed=3).weights("manager")
+    two = create("lora", ("answerer", "manager"), seed=3).weights("manager")
+    assert all(torch.equal(one[n], two[n]) for n in one)
+    other_seed = create("lora", ("manager",), seed=4).weights("manager")
+    other_role = create("lora", ("answerer",), seed=3).weights("answerer")
+    name = next(n for n in one if "lora_A" in n)
+    assert not torch.equal(one[name], other_seed[name])
+    assert not torch.equal(one[name], other_role[name])
+
+
+def test_adapters_cover_every_linear_layer_but_the_head_and_are_float32_over_a_bfloat16_base():
+    policies = PolicyModel.create("tiny-random", ROLES, "lora", LORA, dtype="bfloat16", device="cpu")
+    weights = policies.weights("manager")
+    assert len(weights) == 2 * 7 * 2  # layers x linear modules x (A, B)
+    assert "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight" in weights
+    assert {w.dtype for w in weights.values()} == {torch.float32}
+    assert policies.module("manager").model.embed_tokens.weight.dtype == torch.bfloat16
+    expected = logits_of(plain_model("bfloat16"))
+    assert expected.dtype == torch.bfloat16
+    assert torch.equal(logits(policies, "manager"), expected)
+
+
+@MODES
+def test_weights_are_copies_and_loading_them_restores_the_policy(mode):
+    policies = create(mode)
+    shift(policies, "manager")
+    expected, kept = logits(policies, "manager"), policies.weights("manager")
+    shift(policies, "manager", seed=5)
+    assert not torch.equal(logits(policies, "manager"), expected)
+    policies.load_weights("manager", kept)
+    assert torch.equal(logits(policies, "manager"), expected)
+    for w in kept.values():
+        w.zero_()
+    assert torch.equal(logits(policies, "manager"), expected)
+
+
+@MODES
+def test_copy_weights_makes_a_role_equal_and_leaves_it_independent(mode):
+    policies = create(mode)
+    shift(policies, "manager")
+    expected = logits(policies, "manager")
+    policies.copy_weights("manager", "answerer")
+    shift(policies, "manager", seed=6)
+    assert torch.equal(logits(policies, "answerer"), expected)
+
+
+@MODES
+def test_loading_lists_every_missing_unknown_and_misshapen_name_and_changes_nothing(mode):
+    policies = create(mode)
+    shift(policies, "manager")
+    expected, weights = logits(policies, "manager"), policies.weights("manager")
+    first, second, *_ = weights
+    bad = {n: torch.zeros_like(w) for n, w in weights.items() if n != first} | {
+        "stranger": torch.zeros(1),
+        second: torch.zeros(3, 5),
+    }
+    with pytest.raises(MemR1Error) as e:
+        policies.load_weights("manager", bad)
+    shape = tuple(weights[second].shape)
+    assert str(e.value) == (
+        f"weights for role 'manager' do not fit this model; missing: {first}; unknown: stranger; "
+        f"wrong shape: {second} is (3, 5), expected {shape}"
+    )
+    assert torch.equal(logits(policies, "manager"), expected)
+
+
+@MODES
+def test_what_is_saved_loads_back_equal_into_any_role(mode, tmp_path):
+    policies = create(mode)
+    shift(policies, "manager")
+    policies.save("manager", tmp_path / "manager")
+    fresh = create(mode, ("extractor", "answerer"), seed=9)
+    fresh.load("answerer", tmp_path / "manager")
+    assert torch.equal(logits(fresh, "answerer"), logits(policies, "manager"))
+    assert torch.equal(logits(fresh, "extractor"), logits(policies, "base"))
+
+
+def test_a_saved_adapter_loads_with_plain_peft(tmp_path):
+    from peft import PeftModel
+
+    policies = create("lora")
+    shift(policies, "manager")
+    policies.save("manager", tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert torch.equal(logits_of(PeftModel.from_pretrained(plain_model(), tmp_path)), logits(policies, "manager"))
+
+
+def test_an_adapter_that_plain_peft_saved_loads_into_a_role(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    theirs = get_peft_model(plain_model(), config).eval()
+    theirs.save_pretrained(tmp_path)
+    policies = create("lora")
+    policies.load("answerer", tmp_path)
+    assert torch.equal(logits(policies, "answerer"), logits_of(theirs))
+
+
+@MODES
+def test_a_merged_export_is_a_plain_model_with_the_same_outputs(mode, tmp_path):
+    policies = create(mode)
+    shift(policies, "manager")
+    before = {p: logits(policies, p) for p in policies.policies()}
+    policies.export_merged("manager", tmp_path)
+    merged = load_causal_lm(str(tmp_path), "float32", "cpu")
+    assert (logits_of(merged) - before["manager"]).abs().max() < 1e-4
+    assert (logits_of(merged) - before["base"]).abs().max() > 0.01
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    assert load_tokenizer(str(tmp_path)).encode("Hi") == [72, 105]
+    assert all(torch.equal(logits(policies, p), before[p]) for p in before)
+
+
+@MODES
+def test_tied_embeddings_stay_tied_through_training_saving_and_export(mode, tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig.from_pretrained(load_causal_lm("tiny-random", "float32", "cpu").config.name_or_path)
+    config.tie_word_embeddings = True
+    tied = LlamaForCausalLM(config).eval()
+    policies = PolicyModel.create(copy.deepcopy(tied), ROLES, mode, LORA)
+    shift(policies, "manager")
+    head, embedding = (f(policies.module("manager")) for f in (_head, _embedding))
+    assert head is embedding
+    expected = logits(policies, "manager")
+    policies.save("manager", tmp_path / "saved")
+    policies.export_merged("manager", tmp_path / "merged")
+    policies.load("answerer", tmp_path / "saved")
+    assert torch.equal(logits(policies, "answerer"), expected)
+    merged = load_causal_lm(str(tmp_path / "merged"), "float32", "cpu")
+    assert _head(merged) is _embedding(merged)
+    assert (logits_of(merged) - expected).abs().max() < 1e-4
+    assert torch.equal(logits(policies, "base"), logits_of(tied))
+
+
+def _head(model):
+    return model.get_output_embeddings().weight
+
+
+def _embedding(model):
+    return model.get_input_embeddings().weight
+
+
+def test_an_adapter_of_another_shape_or_scale_is_refused(tmp_path):
+    policies = create("lora")
+    policies.save("manager", tmp_path)
+    config_file = tmp_path / "adapter_config.json"
+    config = json.loads(config_file.read_text())
+    config_file.write_text(json.dumps({**config, "lora_alpha": 64}))
+    with pytest.raises(MemR1Error, match="lora_alpha is 64 and this model's adapters have 8"):
+        policies.load("manager", tmp_path)
+    config_file.write_text(json.dumps(config))
+    attention_only = LoraSettings(rank=4, alpha=8, target_modules=("q_proj", "v_proj"))
+    other = PolicyModel.create("tiny-random", ROLES, "lora", attention_only, dtype="float32", device="cpu")
+    with pytest.raises(MemR1Error, match=r"unknown: .*k_proj"):
+        other.load("manager", tmp_path)
+
+
+@MODES
+def test_missing_and_damaged_files_are_named(mode, tmp_path):
+    policies = create(mode)
+    with pytest.raises(MemR1Error, match=r"nothing.*(adapter_config\.json|model\.safetensors)"):
+        policies.load("manager", tmp_path / "nothing")
+    policies.save("manager", tmp_path)
+    file = tmp_path / ("adapter_model.safetensors" if mode == "lora" else "model.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(MemR1Error, match=r"safetensors: is damaged"):
+        policies.load("manager", tmp_path)
+
+
+def test_a_full_policy_saved_in_shards_loads_back(tmp_path):
+    policies = create("full")
+    shift(policies, "manager")
+    policies.module("manager").save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    policies.load("answerer", tmp_path)
+    assert torch.equal(logits(policies, "answerer"), logits(policies, "manager"))
+
+
+def test_bad_names_modes_and_settings_are_refused():
+    for roles in ((), ("manager", "manager"), ("base",), ("a.b",), ("",)):
+        with pytest.raises(MemR1Error, match="roles"):
+            create("lora", roles)
+    with pytest.raises(MemR1Error, match="'qlora' is unknown; use lora or full"):
+        create("qlora")
+    with pytest.raises(MemR1Error, match=r"rank >= 1"):
+        LoraSettings(rank=0)
+    with pytest.raises(MemR1Error, match=r"lora\.target_modules=\('c_attn',\) does not fit tiny-random"):
+        PolicyModel.create("tiny-random", ROLES, "lora", LoraSettings(target_modules=("c_attn",)), device="cpu")
+    policies = create("lora")
+    with pytest.raises(MemR1Error, match="'judge' is not a policy of this model; there are base, manager, answerer"):
+        logits(policies, "judge")
+    with pytest.raises(MemR1Error, match="'base' is not a role"):
+        policies.weights("base")
