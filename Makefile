@@ -35,13 +35,13 @@ say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 help: ## List the targets
 	@echo 'Usage: make TARGET [VARIABLE=value]'
 	@echo
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)$$/  \1|\2/' | \
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)$$/\1|\2/' | \
 		awk -F'|' '{ printf "  %-13s %s\n", $$1, $$2 }'
 
 install: $(STAMP) ## Make the virtual environment .venv (PYTHON=python3.11 EXTRAS=dev,serving)
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
-	$(call say,Installing memr1[$(EXTRAS)] into $(VENV) with $(PYTHON))
+	$(call say,Installing memr1[$(EXTRAS)] into $(VENV) with $(PYTHON): about 2 minutes and 3 GB)
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null || { \
 		echo "memr1 needs Python 3.11 or 3.12; '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1 | head -1 || true)." >&2; \
 		echo "Install one of them and name it: make install PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -54,7 +54,7 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@if [ -x "$(BIN)/python" ] && ! "$(BIN)/python" -c 'import pip' 2>/dev/null; then \
 		echo "$(VENV) is broken (it has no working Python with pip). Run: make distclean install" >&2; exit 1; fi
 	@[ -x "$(BIN)/python" ] || "$(PYTHON)" -m venv "$(VENV)"
-	@"$(BIN)/python" -m pip install $(PIP_FLAGS) -q -c constraints.txt -e ".[$(EXTRAS)]" || { \
+	@"$(BIN)/python" -m pip install $(PIP_FLAGS) -qq -c constraints.txt -e ".[$(EXTRAS)]" || { \
 		echo >&2; \
 		echo "pip could not install memr1 (its own message is above)." >&2; \
 		echo "  no network or a proxy: set https_proxy, or PIP_INDEX_URL to a mirror that can be reached" >&2; \

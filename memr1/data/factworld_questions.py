@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memr1.data.dates import spell_date
 from memr1.data.factworld_lexicon import ATTRIBUTES, Lexicon, say_fact
-from memr1.data.factworld_story import Record, spell_date
+from memr1.data.factworld_story import Record
 
 CATEGORIES = ("single-hop", "multi-hop", "temporal", "knowledge-update", "aggregation", "unanswerable")
 """The six question types; a question's `category_id` is its place here, counted from 1."""

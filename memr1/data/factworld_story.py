@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import date, datetime, timedelta
 from typing import Any
 
+from memr1.data.dates import spell_date
 from memr1.data.factworld_lexicon import ATTRIBUTES, Attribute, Lexicon, lexicon, say_aloud, say_fact
 from memr1.data.types import Fact, OracleOp, Session, Turn
 
@@ -18,11 +19,6 @@ _PERSONAL = tuple(a.key for a in ATTRIBUTES.values() if not a.of_org)
 _SETS = tuple(a.key for a in ATTRIBUTES.values() if a.is_set)
 _RELATIONS = tuple(a.key for a in ATTRIBUTES.values() if a.pool == "person")
 _PLAIN = tuple(k for k in _PERSONAL if k not in _SETS and k not in _RELATIONS)
-
-MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
 
 
 @dataclass(frozen=True)
@@ -72,11 +68,6 @@ class Story:
     records: tuple[Record, ...]
     """In the order in which they were told."""
     events: tuple[TurnEvent, ...]
-
-
-def spell_date(day: date) -> str:
-    """`2 March 2024`, in English whatever the locale."""
-    return f"{day.day} {MONTHS[day.month - 1]} {day.year}"
 
 
 def tell_story(
@@ -268,7 +259,7 @@ class _Teller:
     def _revocable(self, session: int, listener: str) -> list[Record]:
         live = self._live()
         members = Counter((r.subject, r.attribute) for r in live)
-        return [
+        found = [
             r
             for r in live
             if r.subject != listener
@@ -279,6 +270,8 @@ class _Teller:
             # A set keeps a member, so that "how many" never asks for zero.
             and not (ATTRIBUTES[r.attribute].is_set and members[r.subject, r.attribute] < 2)
         ]
+        alone = [r for r in found if not ATTRIBUTES[r.attribute].is_set]
+        return alone if alone and self.rng.random() < 0.6 else found  # these leave a question without an answer
 
     def _restatable(self, number: int, listener: str) -> list[Record]:
         return [r for r in self._live() if r.subject != listener and self.told_number[r.entry] <= number - 3]

@@ -142,7 +142,10 @@ PHRASES = {
             "{P} wheels changed just today, to {av}.",
             "{S} handed the former wheels back and took {av} just today.",
         ),
-        ended=("{S} parted with the {v} just today.", "The {v} was towed off just today, no wheels for {O}."),
+        ended=(
+            "{S} handed the {v} over to a buyer just today.",
+            "The {v} was towed off just today, no wheels for {O}.",
+        ),
         again=("{P} {v} purrs along as ever.", "{S} filled up the {v} again, thirsty wheels."),
         ask=("Which car does {n} travel by?", "What wheels does {n} have?"),
         when=("What was the date {n} acquired the {v}?",),

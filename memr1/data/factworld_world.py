@@ -107,6 +107,7 @@ class World:
         told = [r for r in self.story.records if order[r.told_turn] <= now]
         ended = frozenset(i for i, r in enumerate(told) if r.ended_turn is not None and order[r.ended_turn] <= now)
         mentioned = {r.subject for r in told} | {r.value for r in told} | set(self.story.people[:2])
+        mentioned |= {e.subject for e in self.story.events if order[e.turn_id] <= now}
         return State(told, ended, [p for p in self.story.people if p in mentioned])
 
     def _questions_at_end(self, rng: random.Random, number: int) -> list[Question]:
@@ -136,9 +137,9 @@ def _spread(rng: random.Random, found: Sequence[Candidate], number: int) -> list
     Unanswerable ones exist in masses; they take part in the first round only, so that they stay a minority.
     """
     pools = {c: [f for f in found if f.category == c] for c in CATEGORIES}
-    # Half of the unanswerable questions ask for something that ended, where there is such a thing: those need DELETE.
+    # Most unanswerable questions ask for something that ended, where there is such a thing: those need DELETE.
     revoked = [f for f in pools["unanswerable"] if f.evidence]
-    if revoked and rng.random() < 0.5:
+    if revoked and rng.random() < 0.75:
         pools["unanswerable"] = revoked
     # A set of one member aggregates nothing: it is asked about only where there is no larger one.
     pools["aggregation"] = [f for f in pools["aggregation"] if len(f.evidence) > 1] or pools["aggregation"]

@@ -10,15 +10,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from memr1.data.dates import spell_date
 from memr1.data.fields import Field, parse_json, read_text
 from memr1.data.types import Dialogue, Fact, OracleOp, Question, Session, Turn
 from memr1.errors import MemR1Error
 
 _EVENTS = ("ADD", "UPDATE", "DELETE", "NOOP")
-_MONTHS = (
-    *("January", "February", "March", "April", "May", "June"),
-    *("July", "August", "September", "October", "November", "December"),
-)
 
 
 def read_jsonl(path: str | Path) -> list[Dialogue]:
@@ -144,7 +141,7 @@ def _session(field: Field, number: int) -> Session:
             time_field.fail(f"is {time_field.described()}; write it in ISO 8601, such as 2024-03-02T10:30:00")
     time_text = _optional_text(members, "time_text", allow_empty=True)
     if time_text is None:
-        time_text = f"{time.day} {_MONTHS[time.month - 1]} {time.year}" if time else ""
+        time_text = spell_date(time) if time else ""
     turns = tuple(_turn(item, f"D{number}:{n}") for n, item in enumerate(field.member("turns").items(), 1))
     return Session(_optional_text(members, "id") or f"session_{number}", time, time_text, turns)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
+from memr1.data.dates import MONTHS
 from memr1.data.fields import Field, parse_json, read_text
 from memr1.data.types import Dialogue, Fact, Question, Session, Turn
 from memr1.errors import MemR1Error
@@ -29,10 +30,7 @@ LOCOMO_ORDER = tuple(f"conv-{n}" for n in (26, 30, 41, 42, 43, 44, 47, 48, 49, 5
 LOCOMO_SPLIT = {"train": LOCOMO_ORDER[:1], "validation": LOCOMO_ORDER[1:2], "test": LOCOMO_ORDER[2:]}
 """The split of the Memory-R1 paper (arXiv 2508.19828) by `sample_id`."""
 
-_MONTHS = (
-    *("january", "february", "march", "april", "may", "june"),
-    *("july", "august", "september", "october", "november", "december"),
-)
+_MONTHS = tuple(month.lower() for month in MONTHS)
 _TIME = re.compile(r"(\d{1,2}):(\d{2})\s*(am|pm)\s+on\s+(\d{1,2})\s+([a-z]+),?\s+(\d{4})", re.IGNORECASE)
 _REFERENCE = re.compile(r"D:?(\d+):(\d+)")
 
@@ -254,7 +252,7 @@ def _correct(question: Question, item: Field, turn_ids: set[str]) -> Question:
     notes = [f"audit {item.member('error_type').text()}"]
     evidence = _evidence(item.member("correct_evidence"), turn_ids, notes)
     answer = _without_remarks(item.member("correct_answer").text())
-    if answer.lower() == (question.answer or "").lower():
+    if answer.lower().rstrip(".") == (question.answer or "").lower().rstrip("."):
         answer = question.answer or answer
     else:
         notes.append(f"published answer {question.answer!r}")

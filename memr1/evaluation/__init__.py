@@ -1,0 +1,1 @@
+"""Comparing systems on benchmarks: the harness, its systems, statistics and tables."""

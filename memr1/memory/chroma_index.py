@@ -95,7 +95,7 @@ class ChromaIndex:
             with self._explained():
                 answer = self._collection.query(
                     query_embeddings=[vector],
-                    n_results=min(k + _SPARE, len(names)),
+                    n_results=k + _SPARE,
                     where={"bank": self._scope},
                     ids=None if batch is None else [self._scope + name for name in batch],
                     include=["embeddings"],
@@ -104,6 +104,8 @@ class ChromaIndex:
                 name = stored.removeprefix(self._scope)
                 if name in names:  # another process may have written to the collection behind our back
                     found[name] = row
+        if allowed is None and len(found) < min(k, len(names)):  # crowded out by strangers, or missed by the graph
+            return self.query(vector, k, allowed=names)
         return best(list(found), np.asarray(list(found.values()), np.float32), vector, k) if found else []
 
     def fork(self) -> ExactIndex:

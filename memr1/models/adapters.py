@@ -152,7 +152,7 @@ class PolicyModel:
             load_base=None,
             peft_model=peft_model,
         )
-        policy._activate(BASE)
+        peft_model.base_model.disable_adapter_layers()  # `_active` starts as base
         policy.eval_only()
         return policy
 
@@ -294,6 +294,8 @@ class PolicyModel:
 
     def _activate(self, policy: str) -> None:
         """Point the shared module at a policy. peft makes the active adapter trainable by itself: undo that."""
+        if policy == self._active:
+            return
         if policy == BASE:
             self._peft.base_model.disable_adapter_layers()
         else:
@@ -334,7 +336,7 @@ def _frozen(model: Any) -> Any:
 
     for module in model.modules():
         if isinstance(module, nn.Dropout):
-            pass
+            module.p = 0.0
         for name, value in vars(module).items():
             if "dropout" in name and isinstance(value, float):
                 setattr(module, name, 0.0)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from memr1.config import Config
 from memr1.rollout.engine import WeightUpdate
-from memr1.rollout.runner import Runner
+from memr1.rollout.runner import ROLES, Runner
 
 
 class RunnerPool(Protocol):
@@ -22,8 +22,8 @@ class RunnerPool(Protocol):
     def first(self, method: str, *args: Any) -> Any:
         """Call a method of one runner."""
 
-    def load_policies(self, folder: str) -> None:
-        """Have every runner read the weights of all roles from a folder."""
+    def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
+        """Have every runner read the weights of some roles from a folder."""
 
     def push(self, update: WeightUpdate) -> None:
         """Send weights to every runner; returns when every one has acknowledged the version."""
@@ -49,9 +49,9 @@ class LocalPool:
         """See `RunnerPool.first`."""
         return getattr(self.runner, method)(*args)
 
-    def load_policies(self, folder: str) -> None:
+    def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """See `RunnerPool.load_policies`."""
-        self.runner.load_policies(folder)
+        self.runner.load_policies(folder, roles)
 
     def push(self, update: WeightUpdate) -> None:
         """See `RunnerPool.push`."""

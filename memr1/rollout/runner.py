@@ -108,9 +108,9 @@ class Runner:
         for role in ROLES:
             self.policies.save(role, Path(folder) / role)
 
-    def load_policies(self, folder: str) -> None:
-        """Read weights written by `save_policies`."""
-        for role in ROLES:
+    def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
+        """Read the weights of some roles as `save_policies` wrote them."""
+        for role in roles:
             self.policies.load(role, Path(folder) / role)
 
     def pop_timings(self) -> dict[str, float]:
@@ -124,10 +124,11 @@ class Runner:
         return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, seed=seed)
 
     def evaluate(self, dialogues: Sequence[Any], system: str, benchmark: str) -> list[Any]:
-        """Predictions of one system; see `memr1.evaluation.harness`."""
+        """Predictions of one system with figures about its banks; see `memr1.evaluation.harness`."""
         from memr1.evaluation.harness import evaluate_system
 
-        return evaluate_system(system, dialogues, self.world, self.engine, benchmark)
+        predictions, figures = evaluate_system(system, dialogues, self.world, self.engine, benchmark)
+        return [(predictions, figures)]
 
 
 def _failed(play: Play, failure: Failure) -> Trajectory:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
-from memr1.evaluation.table import Row, format_interval, markdown_table, table_cells
+from memr1.evaluation.table import Row, compare, format_interval, load_predictions, markdown_table, table_cells
 from memr1.rewards.match import METRICS
 from memr1.training import report_plots as plots
 from memr1.training.runlog import read_evaluation, read_info, read_metrics, read_rollouts, rollout_files
@@ -52,6 +52,8 @@ class Benchmark:
     category_markdown: str
     figures: list[Figure]
     notes: list[str]
+    comparisons: list[str]
+    """The trained system against each other one, paired by question."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def collect(run_dir: Path, metric: str) -> Report:
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
     if config is None:
         missing.append(f"The run folder holds no {CONFIG_FILE}.")
-    benchmarks = [_benchmark(name, rows, metric, folder) for name, rows in _by_benchmark(evaluation).items()]
+    benchmarks = [_benchmark(run_dir, name, rows, metric) for name, rows in _by_benchmark(evaluation).items()]
     shares = plots.time_shares(metrics)
     time_figure = None
     if shares:
@@ -157,6 +159,8 @@ def render_markdown(report: Report) -> str:
     for b in report.benchmarks:
         out += [f"### {b.name}", "", b.markdown, *[f"{note}\n" for note in b.notes]]
         out += [f"![{f.title}](plots/{f.path.name})\n" for f in b.figures]
+        if b.comparisons:
+            out += ["Paired by question:", "", *[f"- {sentence}" for sentence in b.comparisons], ""]
         if b.category_markdown:
             out += [f"By category ({report.metric}):", "", b.category_markdown]
     if report.curves:
@@ -240,7 +244,8 @@ def _by_benchmark(evaluation: Sequence[Mapping[str, Any]]) -> dict[str, dict[str
     return out
 
 
-def _benchmark(name: str, systems: Mapping[str, list[tuple[int, Row]]], metric: str, folder: Path) -> Benchmark:
+def _benchmark(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row]]], metric: str) -> Benchmark:
+    folder = run_dir / "plots"
     final = [points[-1][1] for points in systems.values()]
     slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "benchmark"
     figures = []
@@ -271,7 +276,25 @@ def _benchmark(name: str, systems: Mapping[str, list[tuple[int, Row]]], metric: 
         category_markdown=markdown_table(final, by_category=metric) if several else "",
         figures=figures,
         notes=notes,
+        comparisons=_comparisons(run_dir / "predictions" / name, list(systems), metric),
     )
+
+
+def _comparisons(folder: Path, systems: Sequence[str], metric: str) -> list[str]:
+    """Sentences about the trained system, from the predictions that the evaluation kept; none where it kept none."""
+    trained = folder / "trained.jsonl"
+    if "trained" not in systems or not trained.is_file():
+        return []
+    ours = load_predictions(trained)
+    out = []
+    for path in (folder / f"{system}.jsonl" for system in systems if system != "trained"):
+        if path.is_file():
+            theirs = load_predictions(path)
+            try:
+                out.append(str(compare(ours, theirs, metric=metric)))
+            except MemR1Error as error:  # for example, one of them was evaluated again on another split
+                out.append(f"not compared: {error}")
+    return out
 
 
 def _facts(info: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], config: str | None) -> list[tuple[str, str]]:
@@ -279,7 +302,12 @@ def _facts(info: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], config
     model = settings.get("model")
     known = {"model": model.get("name") if isinstance(model, Mapping) else model, "seed": settings.get("seed")}
     merged = {**{k: v for k, v in known.items() if v is not None}, **info}
-    facts = [(str(k), _fact_text(v)) for k, v in merged.items()]
+    facts = [(str(k), _fact_text(v)) for k, v in merged.items() if k not in ("started", "seconds")]
+    if isinstance(started := merged.get("started"), int | float):
+        moment = datetime.datetime.fromtimestamp(started, datetime.UTC)
+        facts.append(("started", moment.strftime("%Y-%m-%d %H:%M UTC")))
+    if isinstance(seconds := merged.get("seconds"), int | float):
+        facts.append(("training time", plots.duration(seconds)))
     if metrics:
         segments = plots.stage_segments(metrics)
         facts.append(("stages", ", ".join(f"{stage} ({end - start} steps)" for stage, start, end in segments)))

@@ -311,8 +311,10 @@ def _lines(ax: Axes, metrics: Sequence[Mapping[str, Any]], names: Sequence[str],
                 ax.plot(xs, [v for v in mean if v is not None], color=color, linewidth=2.2, label=label)
             else:
                 ax.plot(xs, ys, color=color, linewidth=1.6, marker=marker, markersize=2.8, label=label)
+    if panel.log and all(v > 0 for name in names for v in _values(metrics, name) if v is not None):
+        ax.set_yscale("log")
     if len(names) > 1:
-        ax.legend(frameon=False, loc="best", handlelength=1.4)
+        ax.legend(loc="best", handlelength=1.4, framealpha=0.85, edgecolor="none")
 
 
 def _stack(ax: Axes, metrics: Sequence[Mapping[str, Any]], names: Sequence[str]) -> None:
@@ -352,8 +354,6 @@ def _dress(fig: Figure, ax: Axes, metrics: Sequence[Mapping[str, Any]], panel: P
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     ax.set_xlabel("step")
     ax.set_ylabel(f"{panel.title}, %" if panel.percent else panel.title)
-    if panel.log and all(y > 0 for line in ax.get_lines() for y in line.get_ydata()):
-        ax.set_yscale("log")
     # matplotlib would put a common factor such as 1e-5 above the axis, where the stage names are
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:.4g}")
     if panel.percent and panel.kind != "stack":

@@ -99,7 +99,7 @@ def render(rollout: Mapping[str, Any], step: int, index: int, count: int) -> Ren
     title = f"step {step} · rollout {index + 1} of {count} · {rollout.get('task_id')} · group {rollout.get('group_id')}"
     blocks: list[RenderableType] = [Rule(_text(title, "bold"), align="left")]
     for number, call in enumerate(rollout.get("steps") or [], start=1):
-        blocks += _call(call, number)
+        blocks += _call(call, number, hide={"operations"} if outcome.get("operations") else set())
     if outcome.get("facts"):
         blocks += [_heading("facts"), *[_text(f"  {fact}") for fact in outcome["facts"]]]
     if outcome.get("operations"):
@@ -130,7 +130,7 @@ def bank_changes(
     return changes + [("+", key, None, text) for key, text in new.items() if key not in old]
 
 
-def _call(call: Mapping[str, Any], number: int) -> list[RenderableType]:
+def _call(call: Mapping[str, Any], number: int, hide: set[str]) -> list[RenderableType]:
     tokens = f"{call.get('prompt_tokens', '?')} + {call.get('completion_tokens', '?')} tokens"
     flags = [tokens, f"weights v{call.get('weight_version', '?')}", f"finish {call.get('finish_reason', '?')}"]
     flags.append("trains" if call.get("trainable") else "frozen")
@@ -139,7 +139,7 @@ def _call(call: Mapping[str, Any], number: int) -> list[RenderableType]:
         _text(str(call.get("prompt_text", "")), "dim"),
         _text(str(call.get("completion_text", "")) or "(empty completion)", "bold cyan"),
     ]
-    parsed = call.get("parsed") or {}
+    parsed = {k: v for k, v in (call.get("parsed") or {}).items() if k not in hide}
     if parsed.get("error"):
         blocks.append(_text(f"  not parsed: {parsed['error']}", "red"))
     elif parsed:

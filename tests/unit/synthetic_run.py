@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 
-from memr1.evaluation.table import Prediction, summarize_all
+from memr1.evaluation.table import Prediction, dump_predictions, summarize_all
 from memr1.training.metrics import trajectory_record
 from memr1.training.runlog import RunLog
 from memr1.trajectory import Sequence, Step, Trajectory
@@ -154,7 +154,15 @@ def predictions(n=60, systems=(("no-memory", 0.05), ("bm25", 0.45), ("untrained"
 def write_run(path, *, evaluation=True):
     """A whole run folder; returns the number of its last step."""
     with RunLog(path) as log:
-        log.info({"model": "smollm2-135m", "seed": 0, "machine": {"cpus": 2, "memory_gib": 15.6}})
+        log.info(
+            {
+                "model": "smollm2-135m",
+                "seed": 0,
+                "started": START,
+                "seconds": 590.0,
+                "machine": {"cpus": 2, "memory_gib": 15.6},
+            }
+        )
         (path / "config.yaml").write_text("seed: 0\nmodel:\n  name: smollm2-135m\nstages: []\n", encoding="utf-8")
         last = write_metrics(log)
         good, bad = answerer_trajectory(0), answerer_trajectory(1, reward=0.0, answer="in `Paris`")
@@ -164,6 +172,9 @@ def write_run(path, *, evaluation=True):
         if evaluation:
             for row in summarize_all(predictions(systems=(("trained", 0.3),))):
                 log.evaluation(12, "answerer-sft", row.to_dict(), time=START)
+            for system in ("bm25", "trained"):
+                kept = [p for p in predictions() if p.system == system]
+                dump_predictions(kept, path / "predictions" / "factworld" / f"{system}.jsonl")
             for row in summarize_all(predictions()):
                 log.evaluation(last, "manager-grpo", row.to_dict(), time=START)
     return last

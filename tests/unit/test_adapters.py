@@ -126,6 +126,26 @@ def test_train_mode_gives_the_log_probabilities_of_eval_mode(mode):
     assert torch.equal(logits(policies, "manager"), before)
 
 
+@MODES
+def test_an_architecture_with_other_layers_and_dropout_keeps_the_same_promises(mode, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=260, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.1)
+    assert config.resid_pdrop > 0  # as modules here; Llama keeps its dropout as a number
+    model = GPT2LMHeadModel(config).eval()
+    expected = logits_of(model)
+    policies = PolicyModel.create(model, ROLES, mode, LORA)
+    shift(policies, "manager")
+    moved = logits(policies, "manager")
+    policies.train_only("manager")
+    assert torch.equal(logits(policies, "manager"), moved)
+    assert torch.equal(logits(policies, "base"), expected)
+    assert torch.equal(logits(policies, "answerer"), expected)
+    policies.export_merged("manager", tmp_path)
+    assert (logits_of(load_causal_lm(str(tmp_path), "float32", "cpu")) - moved).abs().max() < 1e-4
+
+
 def test_lora_dropout_acts_in_training_only_when_asked_for():
     settings = LoraSettings(rank=4, alpha=8, dropout=0.5)
     policies = PolicyModel.create("tiny-random", ROLES, "lora", settings, dtype="float32", device="cpu")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -390,6 +391,25 @@ def test_an_embedder_that_returns_nan_or_a_wrong_shape_is_refused_by_name() -> N
     bank.apply([add("x")])
     with pytest.raises(MemR1Error, match=r"hash-8.*finite"):
         bank.search("x", 1)
+
+
+def test_threads_that_write_and_search_at_once_leave_one_consistent_bank() -> None:
+    bank = MemoryBank("b", HashEmbedder(16))
+    accepted: list[bool] = []
+
+    def work() -> None:
+        for i in range(100):  # all threads say the same things: each may be accepted once
+            accepted.append(bank.apply([add(f"fact {i}"), add(f"more {i}")])[0].ok)
+            if i % 20 == 0:
+                assert bank.search(f"fact {i}", 1)[0].score == pytest.approx(1.0, abs=1e-6)
+                bank.fork().apply([delete("m1")])
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work) for _ in range(4)]:
+            future.result()
+    assert len(accepted) == bank.seq == 400 and sum(accepted) == 100
+    assert len(bank) == 200 and bank.stats().decisions_rejected == 300
+    bank.verify()
 
 
 def test_a_cached_embedder_is_not_wrapped_again() -> None:

