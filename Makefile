@@ -13,8 +13,11 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 EXTRAS ?= dev,serving
 # pytest -m expression of the tests to run; `make test MARKS=` runs everything.
 MARKS ?= not slow and not gpu
-# Passed on to the command of a target, for example `make train-local ARGS='training.steps=5'`.
+# Passed on to the command of a target, for example `make train-local ARGS='name=second seed=1'`.
 ARGS ?=
+# The run that `make eval-locomo` takes weights from, and the part of LoCoMo it asks about.
+RUN ?= runs/train_local
+SPLIT ?= test
 PIP_FLAGS ?=
 # Free space that an installation wants at least, in MB (packages 3 GB, weights 1 GB, pip's temporary files 2 GB).
 NEED_MB ?= 6000
@@ -70,7 +73,7 @@ model: $(STAMP) ## Fetch the default language model and the embedder into the ca
 
 train-local: model ## Train on this machine: memr1 train configs/train_local.yaml (ARGS='key=value ...')
 	$(call say,Training with configs/train_local.yaml $(ARGS))
-	@$(BIN)/memr1 train configs/train_local.yaml $(ARGS)
+	@$(BIN)/memr1 train configs/train_local.yaml --resume auto $(ARGS)
 
 test: model ## Run the unit, Ray and end-to-end tests (MARKS='not slow and not gpu')
 	$(call say,Tests in tests/unit tests/ray tests/e2e)
@@ -102,16 +105,14 @@ types: $(STAMP) ## Check types: mypy on memr1
 	@$(BIN)/mypy
 
 bench: model ## Run every benchmark in benchmarks (ARGS is passed to each)
-	@found=0; for b in benchmarks/bench_*.py; do [ -e "$$b" ] || continue; found=1; \
-		printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done; \
-	if [ $$found = 0 ]; then echo "There is no benchmarks/bench_*.py to run." >&2; exit 1; fi
+	@for b in benchmarks/*.py; do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
 
-eval-locomo: model ## Evaluate on LoCoMo (LOCOMO=path/to/locomo10.json, ARGS='key=value ...')
+eval-locomo: model ## Evaluate a run on LoCoMo (LOCOMO=path RUN=runs/train_local SPLIT=test ARGS='--systems ...')
 	@if [ -z "$(LOCOMO)" ]; then \
 		echo "Say where LoCoMo is: make eval-locomo LOCOMO=path/to/locomo10.json (it is not shipped: CC BY-NC 4.0)" >&2; exit 1; fi
 	@if [ ! -e "$(LOCOMO)" ]; then echo "LOCOMO=$(LOCOMO) does not exist." >&2; exit 1; fi
 	$(call say,Evaluating on $(LOCOMO))
-	@$(BIN)/memr1 eval configs/eval_locomo.yaml data.path="$(LOCOMO)" $(ARGS)
+	@$(BIN)/memr1 eval $(RUN) --benchmark locomo --path "$(LOCOMO)" --split $(SPLIT) $(ARGS)
 
 clean: ## Remove caches and build products (keeps .venv, runs and fetched weights)
 	$(call say,Removing caches and build products)

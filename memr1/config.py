@@ -16,6 +16,7 @@ from typing import Any
 
 from memr1.data.factworld import FactWorldConfig
 from memr1.errors import MemR1Error
+from memr1.evaluation.systems import get_system
 from memr1.models.adapters import LoraSettings
 
 
@@ -247,6 +248,20 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stages.reward": ("em_strict", "em_squad", "em_set", "f1", "bleu1"),
 }
 
+_AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
+    "rollout": (
+        "num_runners",
+        "prompts_per_step",
+        "answer_max_new_tokens",
+        "manager_max_new_tokens",
+        "max_tokens_per_batch",
+    ),
+    "learner": ("num_learners", "max_tokens_per_microbatch"),
+    "memory": ("manager_top_k", "answerer_top_k"),
+    "evaluation": ("num_worlds", "retrieval_top_k"),
+    "checkpoint": ("every_steps", "keep"),
+}
+
 
 def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] = ()) -> Config:
     """Read a YAML file, apply `key=value` overrides (OmegaConf dot-list), check everything.
@@ -255,6 +270,7 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     data: dict[str, Any] = {}
     source = "config"
@@ -265,7 +281,7 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
         try:
             loaded = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
         except Exception as error:  # YAML errors come in many types; all mean that the file cannot be read
-            raise MemR1Error(f"{path}: not readable as YAML: {error}") from error
+            raise MemR1Error(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from error
         if loaded is not None and not isinstance(loaded, dict):
             raise MemR1Error(f"{path}: expected a mapping of fields at the top, found {type(loaded).__name__}")
         data = typing.cast("dict[str, Any]", loaded or {})
@@ -275,8 +291,8 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
                 raise MemR1Error(f"override {item!r}: expected key=value, for example rollout.group_size=8")
         merged = OmegaConf.merge(OmegaConf.create(data), _override_tree(overrides, data))
         tree = typing.cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
-    except OmegaConfBaseException as error:
-        raise MemR1Error(f"{source}: {error}") from error
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise MemR1Error(f"{source}, with overrides {' '.join(overrides)}: {' '.join(str(error).split())}") from error
     config = _build(Config, tree, source, "")
     validate(config, source)
     return config
@@ -306,7 +322,11 @@ def _build(cls: type, value: Any, source: str, prefix: str) -> Any:
             near = difflib.get_close_matches(str(key), known, n=1)
             hint = f"; did you mean {near[0]}?" if near else f"; its fields are: {', '.join(sorted(known))}"
             raise MemR1Error(f"{source}: {prefix}{key} is not a field of {cls.__name__}{hint}")
-    return cls(**{k: _coerce(hints[k], v, source, f"{prefix}{k}") for k, v in value.items()})
+    fields = {k: _coerce(hints[k], v, source, f"{prefix}{k}") for k, v in value.items()}
+    try:
+        return cls(**fields)
+    except MemR1Error as error:  # some settings check themselves and do not know the file
+        raise MemR1Error(f"{source}: {error}") from None
 
 
 def _coerce(hint: Any, value: Any, source: str, name: str) -> Any:
@@ -315,7 +335,10 @@ def _coerce(hint: Any, value: Any, source: str, name: str) -> Any:
         options = typing.get_args(hint)
         if value is None and type(None) in options:
             return None
-        return _coerce(next(o for o in options if o is not type(None)), value, source, name)
+        as_list = isinstance(value, list | tuple)  # `str | tuple[str, ...]` takes one name or a list of names
+        options = tuple(o for o in options if o is not type(None))
+        chosen = next((o for o in options if (typing.get_origin(o) is tuple) == as_list), options[0])
+        return _coerce(chosen, value, source, name)
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, source, f"{name}.")
     if origin is tuple:
@@ -366,25 +389,32 @@ def validate(config: Config, source: str = "config") -> None:
         need(stage.steps >= 1, f"stages.{i}.steps", f"must be at least 1, is {stage.steps}; remove the stage instead")
         need(stage.learning_rate > 0, f"stages.{i}.learning_rate", f"must be above 0, is {stage.learning_rate}")
         need(stage.examples_per_step >= 1, f"stages.{i}.examples_per_step", "must be at least 1")
+    for name in config.evaluation.systems:
+        try:
+            get_system(name)
+        except MemR1Error as error:
+            raise MemR1Error(f"{source}: {error}") from None
     r = config.rollout
     need(
         r.group_size >= 2,
         "rollout.group_size",
         f"must be at least 2, is {r.group_size}: GRPO compares a rollout with others of its group",
     )
-    for name in ("num_runners", "prompts_per_step", "answer_max_new_tokens", "manager_max_new_tokens"):
-        need(getattr(r, name) >= 1, f"rollout.{name}", f"must be at least 1, is {getattr(r, name)}")
+    for section, names in _AT_LEAST_ONE.items():
+        for name in names:
+            value = getattr(getattr(config, section), name)
+            need(value >= 1, f"{section}.{name}", f"must be at least 1, is {value}")
+    need(r.resample_rounds >= 0, "rollout.resample_rounds", f"must be at least 0, is {r.resample_rounds}")
     need(r.temperature > 0, "rollout.temperature", f"must be above 0, is {r.temperature}; evaluation is greedy anyway")
     need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")
-    need(config.data.kind == "factworld" or config.data.path is not None, "data.path", f"{config.data.kind} needs a file")
+    generated = config.data.kind == "factworld"
+    need(generated or config.data.path is not None, "data.path", f"{config.data.kind} needs a file to read")
     need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
-    need(config.learner.num_learners >= 1, "learner.num_learners", "must be at least 1")
-    need(config.memory.manager_top_k >= 1, "memory.manager_top_k", "must be at least 1")
-    need(config.memory.answerer_top_k >= 1, "memory.answerer_top_k", "must be at least 1")
     need(0 <= config.algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {config.algo.clip_low}")
-    need(config.algo.clip_high >= 0, "algo.clip_high", f"must be at least 0, is {config.algo.clip_high}")
-    need(config.checkpoint.every_steps >= 1, "checkpoint.every_steps", "must be at least 1")
-    need(config.checkpoint.keep >= 1, "checkpoint.keep", "must be at least 1")
+    for name in ("clip_high", "kl_coef", "importance_cap"):
+        value = getattr(config.algo, name)
+        need(value >= 0, f"algo.{name}", f"must be at least 0, is {value}")
+    need(config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}")
 
 
 def to_yaml(config: Config) -> str:

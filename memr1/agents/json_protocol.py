@@ -67,7 +67,7 @@ class JsonManager:
         fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, flags=re.DOTALL)
         try:
             data = json.loads(fenced[1] if fenced else text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also whole numbers of thousands of digits
             return Decision(None, f"not JSON: {error}")
         if not isinstance(data, dict) or not isinstance(data.get("memory"), list):
             return Decision(None, 'expected {"memory": [...]}')
@@ -82,9 +82,12 @@ class JsonManager:
     def _parse_item(self, item: Any, entries: Mapping[str, MemoryEntry]) -> MemoryOp | str:
         if not isinstance(item, dict):
             return "expected an object"
-        event = _EVENTS.get(item["event"]) if isinstance(item.get("event"), str) else None
+        named = item.get("event")
+        if not isinstance(named, str):
+            return f"expected an event as text, found {type(named).__name__}"
+        event = _EVENTS.get(named)
         if event is None:
-            return f"unknown event {str(item.get('event'))[:60]!r}"
+            return f"unknown event {named[:60]!r}"
         if event is Event.NOOP:
             return MemoryOp(event)
         text = item.get("text", "")
@@ -92,7 +95,9 @@ class JsonManager:
             return f"{event} without text"
         if event is Event.ADD:
             return MemoryOp(event, text=text.strip())
-        number = str(item.get("id"))
+        if not isinstance(item.get("id"), str | int) or isinstance(item["id"], bool):
+            return f"{event} without an id that is text or a whole number"
+        number = str(item["id"])
         entry = entries.get(number)
         entry_id, version = (entry.id, entry.version) if entry else (unknown_id(number), None)
         if event is Event.DELETE:
@@ -103,7 +108,7 @@ class JsonManager:
         """See `ManagerProtocol.write`. Raises KeyError when a target is not displayed."""
         numbers = {entry.id: number for number, entry in entries.items()}
         texts = {entry.id: entry.text for entry in entries.values()}
-        items = []
+        items: list[dict[str, str]] = []
         for op in ops:
             if op.event is Event.NOOP:
                 continue

@@ -1,9 +1,9 @@
 """The compact line protocol: one operation per line, short enough for a model of 135M parameters to learn.
 
-    ADD <text>            Use: 1, 3
-    UPDATE <n> <text>     Answer: <text>
-    DELETE <n>
-    NOOP
+ADD <text>            Use: 1, 3
+UPDATE <n> <text>     Answer: <text>
+DELETE <n>
+NOOP
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from memr1.agents.protocol import Answer, Decision, Messages, entry_lines, unknown_id
+from memr1.agents.protocol import Answer, Decision, Messages, entry_lines, one_line, unknown_id
 from memr1.memory.types import Event, MemoryEntry, MemoryOp
 
 _MANAGER_SYSTEM = (
@@ -32,7 +32,7 @@ class LinesManager:
     def render(self, facts: Sequence[str], date: str, entries: Mapping[str, MemoryEntry]) -> Messages:
         """See `ManagerProtocol.render`."""
         label = f"New fact ({date})" if date else "New fact"
-        new = "\n".join(f"{label}: {fact}" for fact in facts)
+        new = "\n".join(f"{label}: {one_line(fact)}" for fact in facts)
         return [
             {"role": "system", "content": _MANAGER_SYSTEM},
             {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\n{new}"},
@@ -81,7 +81,7 @@ class LinesManager:
             if op.event in (Event.UPDATE, Event.DELETE):
                 parts.append(numbers[op.entry_id or ""])
             if op.event in (Event.ADD, Event.UPDATE):
-                parts.append(op.text)
+                parts.append(one_line(op.text))
             lines.append(" ".join(parts))
         return "\n".join(lines)
 
@@ -93,7 +93,7 @@ class LinesAnswerer:
         """See `AnswererProtocol.render`."""
         return [
             {"role": "system", "content": _ANSWERER_SYSTEM},
-            {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\nQuestion: {question}"},
+            {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\nQuestion: {one_line(question)}"},
         ]
 
     def parse(self, completion: str) -> Answer:
@@ -104,7 +104,7 @@ class LinesAnswerer:
         chosen = lines[0].removeprefix("Use:").strip()
         if chosen == "none":
             selected: tuple[int, ...] = ()
-        elif re.fullmatch(r"\d+(\s*,\s*\d+)*", chosen):
+        elif re.fullmatch(r"\d{1,9}(\s*,\s*\d{1,9})*", chosen):
             selected = tuple(int(n) for n in chosen.split(","))
         else:
             return Answer(None, error=f"Use: expects numbers or none, got {chosen[:60]!r}")
@@ -113,4 +113,4 @@ class LinesAnswerer:
 
     def write(self, answer: str, selected: Sequence[str]) -> str:
         """See `AnswererProtocol.write`."""
-        return f"Use: {', '.join(selected) or 'none'}\nAnswer: {answer}"
+        return f"Use: {', '.join(selected) or 'none'}\nAnswer: {one_line(answer)}"

@@ -77,8 +77,13 @@ def entry_lines(entries: Mapping[str, MemoryEntry]) -> str:
     lines = []
     for number, entry in entries.items():
         date = displayed_date(entry.event_time or entry.updated_at or entry.created_at)
-        lines.append(f"{number}. ({date}) {entry.text}" if date else f"{number}. {entry.text}")
+        lines.append(f"{number}. ({date}) {one_line(entry.text)}" if date else f"{number}. {one_line(entry.text)}")
     return "\n".join(lines) if lines else "(none)"
+
+
+def one_line(text: str) -> str:
+    """The text on one line: in protocols made of lines, a line break in it would pass for the next memory or fact."""
+    return " ".join(text.split())
 
 
 def unknown_id(number: str) -> str:

@@ -6,6 +6,7 @@ weights and call no engine: episodes (`memr1.envs`) do that.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,7 +64,7 @@ class ChatCodec:
         """
 
         def at(count: int) -> Prompt:
-            shown = sorted(entries[:count], key=lambda e: (e.event_time or e.updated_at or e.created_at or "", e.id))
+            shown = sorted(entries[:count], key=_in_time)
             numbered = {str(i): e for i, e in enumerate(shown, start=1)}
             ids, text = self.encode(render(numbered))
             return Prompt(ids, text, numbered, cut=len(entries) - count)
@@ -87,6 +88,14 @@ class ChatCodec:
                 f"{prompt.text[-80:]!r}"
             )
         return best
+
+
+def _in_time(entry: MemoryEntry) -> tuple[str, list[str | int]]:
+    """Sorts by time, and entries of one time by id, with m2 before m10: ids count up in the order of telling."""
+    parts = re.split(r"([0-9]+)", entry.id)
+    return entry.event_time or entry.updated_at or entry.created_at or "", [
+        int(part[:18]) if i % 2 else part for i, part in enumerate(parts)
+    ]
 
 
 class Manager:

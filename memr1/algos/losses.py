@@ -53,7 +53,9 @@ def grpo_loss(
     surrogate = -torch.minimum(ratio * advantages, clipped * advantages)
     trains = (weights > 0).to(logprobs.dtype)
     if rollout_logprobs is not None and importance_cap > 0:
-        drift = (old_logprobs - rollout_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+        # tokens that the environment wrote have no log-probability of the engine's; 0 * NaN would be NaN
+        sampled = torch.where(weights > 0, rollout_logprobs, old_logprobs)
+        drift = (old_logprobs - sampled).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
         surrogate = surrogate * drift.clamp(max=importance_cap).detach()
     loss = (weights * surrogate).sum()
     stats = {
@@ -77,9 +79,7 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 def sft_loss(logprobs: Tensor, weights: Tensor) -> PolicyLoss:
     """Negative log-likelihood of demonstrations. Shapes (num_tokens,); weights as in `grpo_loss`."""
     trains = (weights > 0).to(logprobs.dtype)
-    return PolicyLoss(
-        -(weights * logprobs).sum(), {"tokens": trains.sum(), "nll": -(logprobs * trains).sum().detach()}
-    )
+    return PolicyLoss(-(weights * logprobs).sum(), {"tokens": trains.sum(), "nll": -(logprobs * trains).sum().detach()})
 
 
 def token_weights(mask: Tensor, sequence_ids: Tensor, *, aggregation: str, denominator: float) -> Tensor:

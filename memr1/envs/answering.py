@@ -57,9 +57,7 @@ def ask(
         parsed = {"answer": answer.text, "selected": list(answer.selected)}
         if answer.error:
             parsed["error"] = answer.error
-        out.append(
-            Answered(answer, prompt, completion, step("answerer", speaker, prompt, completion, text, parsed))
-        )
+        out.append(Answered(answer, prompt, completion, step("answerer", speaker, prompt, completion, text, parsed)))
     return out
 
 

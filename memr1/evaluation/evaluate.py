@@ -40,7 +40,9 @@ def evaluate(
     """
     rows: list[Row] = []
     questions = sum(q.asked_after is None for d in dialogues for q in d.questions)
-    console.print(f"evaluating {len(systems)} systems on {benchmark}: {len(dialogues)} dialogues, {questions} questions")
+    console.print(
+        f"evaluating {len(systems)} systems on {benchmark}, {len(dialogues)} dialogues, {questions} questions"
+    )
     for name in systems:
         system = get_system(name)
         if system.memory == "oracle" and not _has_oracle(dialogues):
@@ -81,8 +83,8 @@ def _load_weights(run_dir: Path, pool: RunnerPool, state: TrainState, system: Sy
         if folder is None:
             stages = "supervised" if which == WARM else TRAINED
             raise MemR1Error(
-                f"{run_dir}: system {system.name} needs the {stages} weights of the {role}, and the run has no finished "
-                "stage that made them; leave the system out of evaluation.systems"
+                f"{run_dir}: system {system.name} needs the {stages} weights of the {role}, and the run has no "
+                "finished stage that made them; leave the system out of evaluation.systems"
             )
         pool.load_policies(str(folder), (role,))
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import Answered, ask, evidence_recall
@@ -30,16 +31,17 @@ def evaluate_system(
     start = time.perf_counter()
     retrievers, figures = _memories(system, dialogues, world, engine)
     speaker = Speaker("answerer" if system.answerer != "untrained" else "base")
-    asked = [[q for q in d.questions if q.asked_after is None] for d in dialogues]
-    entries = [[retrieve(q.text) for q in qs] for retrieve, qs in zip(retrievers, asked, strict=True)]
-    episodes: list[Episode[list[Answered]]] = [
-        ask(world, speaker, [(q.text, e)]) for qs, es in zip(asked, entries, strict=True) for q, e in zip(qs, es, strict=True)
+    asked = [
+        (d, q, retrieve(q.text))
+        for d, retrieve in zip(dialogues, retrievers, strict=True)
+        for q in d.questions
+        if q.asked_after is None
     ]
+    episodes: list[Episode[list[Answered]]] = [ask(world, speaker, [(q.text, e)]) for _, q, e in asked]
     answers = drive(episodes, engine)
     seconds = (time.perf_counter() - start) / max(len(answers), 1)
-    flat = [(d, q, e) for d, qs, es in zip(dialogues, asked, entries, strict=True) for q, e in zip(qs, es, strict=True)]
     predictions = [
-        _prediction(benchmark, name, d, q, e, a, seconds) for (d, q, e), a in zip(flat, answers, strict=True)
+        _prediction(benchmark, name, d, q, e, a, seconds) for (d, q, e), a in zip(asked, answers, strict=True)
     ]
     return predictions, figures
 
@@ -120,26 +122,27 @@ def _prediction(
     outcome: list[Answered] | Failure,
     seconds: float,
 ) -> Prediction:
-    common = {
-        "benchmark": benchmark,
-        "system": system,
-        "dialogue_id": dialogue.id,
-        "question_id": question.id,
-        "category": question.category,
-        "category_id": question.category_id,
-        "question": question.text,
-        "gold": question.answer,
-        "retrieved": tuple(e.text for e in entries),
-        "evidence_recall": evidence_recall(entries, question.evidence),
-        "seconds": seconds,
-    }
+    unanswered = Prediction(
+        benchmark=benchmark,
+        system=system,
+        dialogue_id=dialogue.id,
+        question_id=question.id,
+        category=question.category,
+        category_id=question.category_id,
+        question=question.text,
+        gold=question.answer,
+        answer=None,
+        retrieved=tuple(e.text for e in entries),
+        evidence_recall=evidence_recall(entries, question.evidence),
+        seconds=seconds,
+    )
     if isinstance(outcome, Failure):
         if not isinstance(outcome.error, MemR1Error):
             raise outcome.error  # a bug, not an outcome of the system
-        return Prediction(**common, answer=None, error=str(outcome.error))
+        return replace(unanswered, error=str(outcome.error))
     (answered,) = outcome
-    return Prediction(
-        **common,
+    return replace(
+        unanswered,
         answer=answered.answer.text,
         selected=tuple(e.id for e in answered.selected),
         prompt_tokens=len(answered.prompt.ids),

@@ -6,6 +6,7 @@ made for a stage and owns that stage's optimizer.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -18,6 +19,8 @@ import numpy as np
 
 from memr1.config import Config
 from memr1.learner.packing import MicroBatch
+
+logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"
 """Name of the frozen policy that the KL is measured against: a copy of the role's weights as the stage began."""
@@ -84,6 +87,8 @@ class DeepSpeedLearner:
         self.policies.train_only(role)
         self.scorer = CompletionScorer(module, gradient_checkpointing=config.learner.gradient_checkpointing)
         self.shares_prefixes = config.learner.share_prefixes and shared_prefixes_are_exact(self.scorer, pad_id=0)
+        if config.learner.share_prefixes and not self.shares_prefixes:
+            logger.warning("%s: shared prompts are computed once per completion, see above", config.model.name)
         trainable = list(self.policies.trainable_parameters(role).values())
         self.engine, *_ = deepspeed.initialize(
             model=self.scorer, model_parameters=trainable, config=self._deepspeed_config()
@@ -165,6 +170,9 @@ class DeepSpeedLearner:
         sequence_ids = torch.from_numpy(batch.sequence_ids).to(self.device)
         by_token = algo.aggregation == "token-mean" or settings.objective == "sft"
         denominator = settings.trained_tokens if by_token else settings.trained_sequences
+        # also for a filler micro-batch: under ZeRO-3 every forward pass is a collective
+        needs_reference = algo.kl_coef > 0 and settings.objective != "sft"
+        reference = self._reference_logprobs(inputs, settings.temperature) if needs_reference else None
         if len(batch.targets) == 0:
             return logprobs.sum() * 0.0, {}
         weights = token_weights(
@@ -187,14 +195,14 @@ class DeepSpeedLearner:
                 advantages,
                 weights,
                 rollout_logprobs=rollout,
-                ref_logprobs=self._reference_logprobs(inputs, settings.temperature) if algo.kl_coef > 0 else None,
+                ref_logprobs=reference,
                 clip_low=algo.clip_low,
                 clip_high=algo.clip_high,
                 kl_coef=algo.kl_coef,
                 importance_cap=algo.importance_cap,
             )
             if rollout is not None:
-                drift = (detached - rollout).abs() * mask
+                drift = (detached - rollout).abs()[mask]
                 stats["rollout_mismatch"] = float(drift.sum())
                 stats["max_rollout_mismatch"] = float(drift.max())
         stats |= {name: float(value) for name, value in result.stats.items()}
@@ -211,28 +219,39 @@ class DeepSpeedLearner:
             logprobs, _ = scorer(**inputs, temperature=temperature)
         return logprobs
 
-    def _gathered(self) -> Any:
-        """ZeRO-3 keeps shards; gather the trainable ones while they are read or written."""
-        if self.config.learner.zero_stage < 3:
-            return nullcontext()
+    def _gathered(self, role: str, *, write: bool = False) -> Any:
+        """ZeRO-3 keeps shards; gather those of a role while they are read, or written (rank 0's values count)."""
+        if self.config.learner.zero_stage < 3 or (role == REFERENCE and self.config.model.weights == "full"):
+            return nullcontext()  # a full reference is a module of its own, outside of the engine
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(list(self.policies.trainable_parameters(self.role).values()))
+        parameters = list(self.policies.trainable_parameters(role).values())
+        return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
     def weights(self) -> dict[str, np.ndarray]:
         """The role's weights as float32 arrays; all ranks take part, rank 0's answer is the one to use."""
-        with self._gathered():
+        with self._gathered(self.role):
             return {name: t.float().numpy() for name, t in self.policies.weights(self.role).items()}
 
     def save(self, folder: str) -> None:
-        """Write the optimizer and the trainable weights, sharded over ranks, with DeepSpeed's own format."""
+        """Write the optimizer and the trainable weights, sharded over ranks, with DeepSpeed's own format.
+
+        The reference goes along: it is the policy as the stage began, which a resumed run cannot know otherwise.
+        """
         self.engine.save_checkpoint(folder, tag="learner", exclude_frozen_parameters=True)
+        if self.config.algo.kl_coef > 0:
+            with self._gathered(REFERENCE):
+                if self.rank == 0:
+                    self.policies.save(REFERENCE, Path(folder) / REFERENCE)
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
         path, _ = self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
         if path is None:
             raise FileNotFoundError(f"{folder}: no learner checkpoint of DeepSpeed there")
+        if self.config.algo.kl_coef > 0:
+            with self._gathered(REFERENCE, write=True):
+                self.policies.load(REFERENCE, Path(folder) / REFERENCE)
 
     def close(self) -> None:
         """Free the engine, so that another stage's can be made in this process."""

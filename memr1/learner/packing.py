@@ -7,6 +7,7 @@ separate rows. Built on the driver for all ranks at once: every rank gets the sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,19 @@ class TrainSequence:
     """Scalar advantage of the trajectory; unused by supervised losses."""
     rollout_logprobs: tuple[float, ...] | None = None
     """As sampled by the engine; None for demonstrations."""
+
+    def __post_init__(self) -> None:
+        # arrays of a micro-batch are concatenations: one wrong length would shift every sequence behind it
+        n, logprobs = len(self.completion_ids), self.rollout_logprobs
+        if not self.prompt_ids:
+            raise ValueError("a TrainSequence needs at least one prompt token")
+        if len(self.loss_mask) != n or (logprobs is not None and len(logprobs) != n):
+            raise ValueError(
+                f"completion_ids, loss_mask and rollout_logprobs must have one length; got {n}, {len(self.loss_mask)}, "
+                f"{None if logprobs is None else len(logprobs)}"
+            )
+        if not math.isfinite(self.advantage):
+            raise ValueError(f"advantage must be finite, is {self.advantage}")
 
 
 @dataclass(frozen=True)

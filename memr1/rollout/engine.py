@@ -26,6 +26,10 @@ class SamplingParams:
     seed: int = 0
     """Used when temperature > 0; a request's tokens depend on its own seed only, not on what it is batched with."""
 
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or not self.temperature >= 0 or self.seed < 0:
+            raise ValueError(f"max_new_tokens >= 1, temperature >= 0 and seed >= 0 are needed, got {self}")
+
 
 @dataclass(frozen=True)
 class GenerationRequest:

@@ -62,4 +62,5 @@ class RoomyCache(DynamicCache):
     def make_room(self, tokens: int) -> None:
         """Set room for `tokens` more tokens aside in every layer."""
         for layer in self.layers:
+            assert isinstance(layer, _RoomyLayer)
             layer.make_room(tokens)

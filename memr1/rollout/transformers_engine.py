@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memr1.errors import MemR1Error
+from memr1.models.attention import attention_kinds
 from memr1.rollout.engine import Completion, GenerationRequest, WeightUpdate
 
 if TYPE_CHECKING:
@@ -34,6 +36,12 @@ class TransformersEngine:
     def __init__(
         self, policies: PolicyModel, eos_ids: Sequence[int], pad_id: int, *, max_tokens_per_batch: int = 16384
     ) -> None:
+        model = policies.module(policies.roles[0])
+        if not attention_kinds(model):
+            raise MemR1Error(
+                f"{policies.source}: {type(model).__name__} has recurrent or other layers that keep more than keys and "
+                "values; this engine cannot generate with it. Choose a model with full or sliding-window attention"
+            )
         self.policies = policies
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
@@ -87,15 +95,16 @@ class TransformersEngine:
         """Prompts of similar length together, so that little is padding, within the token budget."""
         ordered = sorted(prompts.items(), key=lambda item: len(item[0]))
         batches: list[list[tuple[tuple[int, ...], list[int]]]] = []
-        rows = 0
+        rows = widest = 0
         for prompt, members in ordered:
             width = len(prompt) + max(requests[i].sampling.max_new_tokens for i in members)
-            if batches and (rows + len(members)) * width <= self.max_tokens_per_batch:
+            widest = max(widest, width)  # a shorter prompt with more tokens to come may be the widest row
+            if batches and (rows + len(members)) * widest <= self.max_tokens_per_batch:
                 batches[-1].append((prompt, members))
                 rows += len(members)
             else:
                 batches.append([(prompt, members)])
-                rows = len(members)
+                rows, widest = len(members), width
         return batches
 
     def _generate_batch(
@@ -127,7 +136,7 @@ class TransformersEngine:
             self.timings["prefill_s"] += time.perf_counter() - start
             self.timings["prefill_tokens"] += computed
             start = time.perf_counter()
-            sampling = [requests[members[0]].sampling for _, members in rows]
+            how = [requests[members[0]].sampling for _, members in rows]
             decoded = _decode(
                 model,
                 logits,
@@ -135,21 +144,21 @@ class TransformersEngine:
                 mask,
                 prompt_of_row=[p for p, _ in rows],
                 prompt_lengths=[len(p) for p in prompts],
-                max_new_tokens=[s.max_new_tokens for s in sampling],
-                temperatures=[s.temperature for s in sampling],
-                seeds=[s.seed for s in sampling],
+                max_new_tokens=[s.max_new_tokens for s in how],
+                temperatures=[s.temperature for s in how],
+                seeds=[s.seed for s in how],
                 eos_ids=self.eos_ids,
             )
             self.timings["decode_s"] += time.perf_counter() - start
             self.timings["decode_tokens"] += sum(len(ids) for ids, _, _ in decoded)
-        out = []
+        out: list[tuple[int, Completion]] = []
         for (_, members), (ids, logprobs, reason) in zip(rows, decoded, strict=True):
             completion = Completion(tuple(ids), tuple(logprobs), reason, version)
             out.extend((i, completion) for i in members)
         return out
 
 
-def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
+def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that all prompts start with, leaving each at least one token of its own."""
     shortest, longest = min(prompts), max(prompts)
     limit = min(len(p) for p in prompts) - 1
@@ -160,7 +169,7 @@ def common_prefix_length(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def _prefill(
-    model: torch.nn.Module, prompts: Sequence[Sequence[int]], pad_id: int
+    model: torch.nn.Module, prompts: Sequence[tuple[int, ...]], pad_id: int
 ) -> tuple[torch.Tensor, Any, torch.Tensor, int]:
     """Run all prompts once.
 
@@ -174,7 +183,8 @@ def _prefill(
     device = next(model.parameters()).device
     cache: Any = RoomyCache()
     shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
-    if shared < MIN_COMMON_PREFIX_TOKENS:
+    # padding then lies between prefix and suffix; a sliding window counts cache columns and would count it too
+    if shared < MIN_COMMON_PREFIX_TOKENS or "sliding_attention" in attention_kinds(model):
         shared = 0
     if shared:
         prefix = torch.tensor([prompts[0][:shared]], device=device)
@@ -230,8 +240,9 @@ def _decode(
     limit = torch.tensor(max_new_tokens, device=device)
     eos = torch.tensor(sorted(eos_ids), device=device)
     # inverse-CDF sampling from uniforms drawn per request: the same seed gives the same tokens in any batch
+    # (float64: in float32 one draw in 3e7 rounds to 1 and would pick the last token, however improbable)
     uniforms = torch.from_numpy(
-        np.stack([np.random.Generator(np.random.Philox(s)).random(longest) for s in seeds]).astype(np.float32)
+        np.stack([np.random.Generator(np.random.Philox(s)).random(longest) for s in seeds])
     ).to(device)
     greedy = temperature == 0
     scale = torch.where(greedy, torch.ones_like(temperature), temperature)
@@ -243,9 +254,7 @@ def _decode(
     alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # by row still in the batch
     for step in range(longest):
         scores = torch.log_softmax(logits / scale[row_ids, None], dim=-1)
-        choice = torch.where(
-            greedy[row_ids], scores.argmax(-1), _inverse_cdf(scores, uniforms[row_ids, step])
-        )
+        choice = torch.where(greedy[row_ids], scores.argmax(-1), _inverse_cdf(scores, uniforms[row_ids, step]))
         live = row_ids[alive]
         tokens[live, step] = choice[alive]
         logprobs[live, step] = scores.gather(1, choice[:, None]).squeeze(1)[alive]
@@ -259,7 +268,8 @@ def _decode(
         if running < COMPACT_BELOW * len(row_ids):
             keep = alive.nonzero().squeeze(1)
             cache.batch_select_indices(keep)
-            row_ids, choice, mask, position, alive = row_ids[keep], choice[keep], mask[keep], position[keep], alive[keep]
+            row_ids, choice, alive = row_ids[keep], choice[keep], alive[keep]
+            mask, position = mask[keep], position[keep]
         mask = torch.cat([mask, mask.new_ones((len(row_ids), 1))], dim=1)
         out = model(
             input_ids=choice[:, None],
@@ -279,11 +289,16 @@ def _decode(
 
 
 def _inverse_cdf(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Index of the first token whose cumulative probability exceeds the uniform. (rows, vocab), (rows,) -> (rows,)."""
+    """Index of the first token whose cumulative probability exceeds the uniform.
+
+    logprobs: (rows, vocab). uniforms: (rows,) float64 in [0, 1). Returns (rows,).
+    """
     import torch
 
     cdf = logprobs.double().exp().cumsum(-1)
     # scaled by the last value, so that rounding can never push the index past the vocabulary or onto a zero tail
-    return torch.searchsorted(cdf, (uniforms.double() * cdf[:, -1])[:, None], right=True).squeeze(1).clamp(
-        max=logprobs.shape[-1] - 1
+    return (
+        torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)
+        .squeeze(1)
+        .clamp(max=logprobs.shape[-1] - 1)
     )

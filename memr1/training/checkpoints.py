@@ -53,9 +53,10 @@ def save_checkpoint(
             save_learner(str(temporary / "learner"))
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
         _sync_tree(temporary)
+        marker = final / MARKER
+        marker.unlink(missing_ok=True)  # first, so that a kill midway leaves no committed half
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-        marker = final / MARKER
         marker.touch()
         _sync(marker)
         _sync(final)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,10 @@ class Trainer:
         start = time.perf_counter()
         learners = self.learners or self._begin_stage()
         stage, state = self.stage, self.state
+        trajectories: list[dict[str, Any]] = []
+        metrics: dict[str, float] = {}
         if stage.objective == "sft":
-            trajectories, sequences, metrics = [], self._demonstrations(), {}
+            sequences = self._demonstrations()
         else:
             trajectories, sequences, metrics = self._play_groups()
         played = time.perf_counter()
@@ -239,8 +240,3 @@ def check_play(batch: Sequence[Trajectory], rewarded: Sequence[Trajectory]) -> N
     if len(rewarded) < 0.5 * len(batch):
         first = next((t.error for t in batch if t.error), "no trajectory came back")
         raise MemR1Error(f"{len(batch) - len(rewarded)} of {len(batch)} episodes failed; the first said: {first}")
-
-
-def with_name(config: Config, name: str) -> Config:
-    """The same configuration under another run name."""
-    return replace(config, name=name)

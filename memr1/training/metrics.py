@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,7 +42,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 def learner_metrics(per_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means over trained tokens from the sums of all ranks; `loss` is already global, `grad_norm` is one for all."""
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = defaultdict(float)
     for stats in per_rank:
         for name, value in stats.items():
             sums[name] = max(sums[name], value) if name.startswith("max_") else sums[name] + value

@@ -50,7 +50,8 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
     checkpoint = _prepare(config, resume)
     with RunLog(run_dir, tensorboard=config.tensorboard) as log, _stop_after_step() as stopping:
         if checkpoint is None:
-            log.info({"model": config.model.name, "seed": config.seed, "backend": config.backend, "started": time.time()})
+            log.info({"model": config.model.name, "seed": config.seed, "backend": config.backend})
+            log.info({"started": time.time()})
         log.info({"machine": machine_info()})
         console.print(f"run folder: {run_dir}" + (f", resumed from {checkpoint.name}" if checkpoint else ""))
         session = make_session(config, log, checkpoint)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from memr1.agents.protocol import displayed_date
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import AnswerTask
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive
 from memr1.envs.ingesting import Moment, ingest_with_manager, ingest_without_model, iso, replay
-from memr1.agents.protocol import displayed_date
 from memr1.learner.packing import TrainSequence
 from memr1.memory.bank import MemoryBank
 from memr1.rollout.engine import Engine

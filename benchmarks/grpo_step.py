@@ -1,0 +1,230 @@
+"""Seconds and tokens of each phase of one GRPO step: prefill, decode, update, weight sync.
+
+    python benchmarks/grpo_step.py --rows rows.jsonl --group-size 8 --max-new-tokens 16
+
+Rows are JSON lines {"prompt": chat-template text, "answer": gold}. Without --rows the prompts are FactWorld questions
+over full memory banks. The reference, measured in the same run, is the same step without shared prefixes: every sample
+prefilled on its own, and every sequence of the update in a row of its own. Rewards are set matches of the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from memr1.config import AlgoConfig, Config, LearnerConfig, ModelConfig, load_config
+from memr1.errors import MemR1Error
+
+
+def read_rows(path: Path, limit: int) -> list[dict[str, str]]:
+    """Rows of a workload; MemR1Error names the line of a bad one."""
+    if not path.is_file():
+        raise MemR1Error(f"{path}: no such file; give JSON lines with the fields prompt and answer")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            rows.append({"prompt": row["prompt"], "answer": str(row["answer"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise MemR1Error(f'{path}:{number}: expected {{"prompt": "...", "answer": "..."}}: {error!r}') from error
+    if not rows:
+        raise MemR1Error(f"{path}: holds no rows")
+    return rows[:limit]
+
+
+def factworld_rows(limit: int, tokenizer: Any) -> list[dict[str, str]]:
+    """Questions over everything said in a world, as the answerer is asked them."""
+    from memr1.agents.roles import make_agents
+    from memr1.data.factworld import FactWorldConfig, generate_dialogues
+    from memr1.envs.ingesting import turn_entries
+
+    agents = make_agents(Config(), tokenizer)
+    rows = []
+    for dialogue in generate_dialogues(FactWorldConfig(num_worlds=limit)):
+        question = dialogue.questions[0]
+        prompt = agents.answerer.prompt(question.text, turn_entries(dialogue))
+        rows.append({"prompt": prompt.text, "answer": question.answer or ""})
+    return rows
+
+
+def main() -> None:
+    """Parse options, run, print a table and the same as one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=Path, help='JSON lines {"prompt", "answer"}; default: FactWorld prompts')
+    parser.add_argument("--prompts", type=int, default=4, help="rows used in a step")
+    parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--max-new-tokens", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that warms up")
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--lora-rank", type=int, default=16)
+    parser.add_argument("--max-tokens-per-microbatch", type=int, default=4096)
+    parser.add_argument("--no-reference", action="store_true", help="skip the unshared step")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    try:
+        result = run(args)
+    except MemR1Error as error:
+        print(f"grpo_step: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print_table(result)
+    print(json.dumps(result))
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the step with and without shared prefixes."""
+    from memr1.models.adapters import LoraSettings
+    from memr1.models.registry import load_tokenizer
+    from memr1.training.runlog import machine_info
+
+    tokenizer = load_tokenizer(args.model)
+    rows = read_rows(args.rows, args.prompts) if args.rows else factworld_rows(args.prompts, tokenizer)
+    prompts = [tuple(tokenizer(r["prompt"], add_special_tokens=False)["input_ids"]) for r in rows]
+    base = load_config()
+    config = Config(
+        seed=args.seed,
+        model=ModelConfig(name=args.model, lora=LoraSettings(rank=args.lora_rank, alpha=2 * args.lora_rank)),
+        rollout=base.rollout,
+        algo=AlgoConfig(),
+        learner=LearnerConfig(max_tokens_per_microbatch=args.max_tokens_per_microbatch),
+        memory=base.memory,
+    )
+    bench = Bench(config, tokenizer, args)
+    out: dict[str, Any] = {
+        "machine": machine_info() | {"processor": platform.processor() or platform.machine()},
+        "workload": {
+            "prompts": len(prompts),
+            "prompt_tokens": [len(p) for p in prompts],
+            "group_size": args.group_size,
+            "max_new_tokens": args.max_new_tokens,
+            "model": args.model,
+        },
+        "shared": bench.measure(prompts, rows, shared=True),
+    }
+    if not args.no_reference:
+        out["unshared"] = bench.measure(prompts, rows, shared=False)
+        out["speedup"] = round(out["unshared"]["total_s"] / out["shared"]["total_s"], 2)
+    return out
+
+
+class Bench:
+    """An engine and a learner on the same weights."""
+
+    def __init__(self, config: Config, tokenizer: Any, args: argparse.Namespace) -> None:
+        from memr1.learner.group import LocalLearnerGroup
+        from memr1.models.adapters import PolicyModel
+        from memr1.rollout.runner import eos_token_ids, set_threads
+        from memr1.rollout.transformers_engine import TransformersEngine
+
+        set_threads(config.model.threads)
+        self.args, self.tokenizer = args, tokenizer
+        policies = PolicyModel.create(
+            config.model.name, ("answerer",), "lora", config.model.lora, seed=config.seed, dtype=config.model.dtype
+        )
+        self.engine = TransformersEngine(policies, eos_token_ids(policies, tokenizer), tokenizer.pad_token_id)
+        self.learners = LocalLearnerGroup(config, "answerer", None)
+        self.version = 0
+
+    def measure(self, prompts: list[tuple[int, ...]], rows: list[dict[str, str]], *, shared: bool) -> dict[str, Any]:
+        """Median seconds by phase over the measured steps."""
+        steps = [self.step(prompts, rows, shared, i) for i in range(1 + self.args.steps)][1:]
+        return {name: round(statistics.median(s[name] for s in steps), 4) for name in steps[0]}
+
+    def step(
+        self, prompts: list[tuple[int, ...]], rows: list[dict[str, str]], shared: bool, index: int
+    ) -> dict[str, float]:
+        """One GRPO step."""
+        import torch
+
+        from memr1.algos.advantages import grpo_advantages
+        from memr1.learner.deepspeed_learner import UpdateSettings
+        from memr1.learner.packing import TrainSequence, plan_microbatches
+        from memr1.rewards.match import em_set
+        from memr1.rollout.engine import GenerationRequest, SamplingParams, WeightUpdate
+
+        group = self.args.group_size
+        requests = [
+            GenerationRequest(
+                p, "answerer", SamplingParams(self.args.max_new_tokens, 1.0, seed=10**6 * index + 100 * i + g)
+            )
+            for i, p in enumerate(prompts)
+            for g in range(group)
+        ]
+        # the reference asks for every sample alone, so that nothing is shared within or between prompts
+        completions = (
+            self.engine.generate(requests) if shared else [c for r in requests for c in self.engine.generate([r])]
+        )
+        timings = self.engine.pop_timings()
+        rewards = torch.tensor(
+            [em_set(self.tokenizer.decode(c.ids, skip_special_tokens=True), rows[i // group]["answer"])
+             for i, c in enumerate(completions)]
+        )  # fmt: skip
+        ids = torch.arange(len(prompts)).repeat_interleave(group)
+        advantages = grpo_advantages(rewards, ids)
+        if not advantages.any():  # an untrained model may get all wrong: the work is the same, give it a direction
+            advantages = torch.linspace(-1, 1, len(completions))
+        sequences = [
+            TrainSequence(r.prompt_ids, c.ids, (True,) * len(c.ids), float(a), c.logprobs)
+            for r, c, a in zip(requests, completions, advantages, strict=True)
+        ]
+        start = time.perf_counter()
+        plan = plan_microbatches(
+            sequences,
+            num_ranks=1,
+            max_tokens_per_microbatch=self.args.max_tokens_per_microbatch,
+            pad_id=0,
+            share_prefixes=shared,
+        )
+        self.learners.update(plan, UpdateSettings("grpo", 0.0, plan.trained_tokens, plan.trained_sequences, 1.0))
+        updated = time.perf_counter()
+        self.version += 1
+        self.engine.load_weights(WeightUpdate.build("answerer", self.version, self.learners.weights()))
+        synced = time.perf_counter()
+        out = {
+            "prefill_s": timings["prefill_s"],
+            "prefill_tokens": timings["prefill_tokens"],
+            "decode_s": timings["decode_s"],
+            "decode_tokens": timings["decode_tokens"],
+            "update_s": updated - start,
+            "update_tokens": float(plan.computed_tokens),
+            "sync_s": synced - updated,
+        }
+        out["total_s"] = sum(v for k, v in out.items() if k.endswith("_s"))
+        return out
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """The result for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    machine, work = result["machine"], result["workload"]
+    where = ", ".join(machine.get("gpus", ())) or f"{machine['cpus']} CPUs"
+    table = Table(
+        "phase", "seconds", "tokens", "unshared seconds", "unshared tokens", "ratio",
+        title=f"GRPO step of {work['model']} on {where}: {work['prompts']} prompts of {work['prompt_tokens']} tokens, "
+        f"{work['group_size']} samples each, {work['max_new_tokens']} new tokens",
+    )  # fmt: skip
+    shared, unshared = result["shared"], result.get("unshared", {})
+    for phase in ("prefill", "decode", "update", "sync", "total"):
+        seconds, reference = shared[f"{phase}_s"], unshared.get(f"{phase}_s")
+        table.add_row(
+            phase,
+            f"{seconds:.2f}",
+            f"{shared.get(f'{phase}_tokens', 0):.0f}" if f"{phase}_tokens" in shared else "",
+            f"{reference:.2f}" if reference is not None else "",
+            f"{unshared.get(f'{phase}_tokens', 0):.0f}" if f"{phase}_tokens" in unshared else "",
+            f"{reference / seconds:.2f}x" if reference is not None and seconds else "",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""RayPool: runners in Ray actors behind the `RunnerPool` protocol. Made by `memr1.rllib.algorithm`.
+
+RLlib's EnvRunnerGroup makes the actors and its FaultTolerantActorManager notices the dead; what is decided here is who
+plays what, that a part whose runner died is played again, and that nobody plays with old weights.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import RayActorError
+
+from memr1.errors import MemR1Error
+from memr1.rllib.env_runner import Answer
+from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.pool import check_acknowledged
+from memr1.rollout.runner import ROLES, Play
+
+if TYPE_CHECKING:
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 900.0
+"""A runner loads the language model and, on a cold machine, reads it over the network."""
+PUSH_TIMEOUT_S = 300.0
+"""Longest wait for the acknowledgement of new weights."""
+CALL_TIMEOUT_S = 3600.0
+"""A runner that takes longer over its part of one step is taken for hung and is replaced."""
+MAX_LOSSES = 5
+"""Runners that may be lost during one call before the call fails: something kills them."""
+
+Call = tuple[str, Sequence[Any], Mapping[str, Any]]
+"""(method, positional arguments, keyword arguments)."""
+
+
+class RayPool:
+    """The runners of an EnvRunnerGroup. Every call waits for all its answers.
+
+    Raises MemR1Error when runners cannot be started or keep dying; an error raised inside a runner comes out as it is.
+    """
+
+    def __init__(self, group: EnvRunnerGroup) -> None:
+        self._group = group
+        self._manager: FaultTolerantActorManager = group._worker_manager
+        self._token = secrets.token_hex(8)
+        self._weights: dict[str, ray.ObjectRef] = {}
+        """Current weights by role, for runners that come later; a role that was never touched is not there."""
+        self._unarmed = set(self._manager.actor_ids())
+        self.replaced = 0
+        """Runners replaced so far."""
+        self._arm(START_TIMEOUT_S)
+
+    # -- RunnerPool ---------------------------------------------------------------------------------------------
+
+    def map(self, method: str, items: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """See `RunnerPool.map`. Items are split in contiguous parts, one per runner; rollouts of one task stay
+        together, since they share their prompt."""
+        pending = dict(enumerate(split(items, len(self.ready()))))
+        expected = {i: len(part) for i, part in pending.items()}
+        done: dict[int, list[Any]] = {}
+        losses = 0
+        while pending:
+            assigned = dict(zip(self.ready(), pending, strict=False))
+            answers = self._call({r: (method, (pending[i],), kwargs) for r, i in assigned.items()}, CALL_TIMEOUT_S)
+            losses += len(assigned) - len(answers)
+            if losses > MAX_LOSSES:
+                raise MemR1Error(
+                    f"{losses} runners died during one call of {method}; look for their reason in the logs of Ray "
+                    "(often memory: fewer rollout.num_runners, or a smaller rollout.max_tokens_per_batch)"
+                )
+            for runner, value in answers.items():
+                part = assigned[runner]
+                del pending[part]
+                done[part] = list(value)
+                if method == "play" and len(done[part]) != expected[part]:
+                    raise RuntimeError(f"runner {runner} played {len(done[part])} of {expected[part]} rollouts")
+        return [result for part in sorted(done) for result in done[part]]
+
+    def first(self, method: str, *args: Any) -> Any:
+        """See `RunnerPool.first`. Path arguments must be absolute or mean the same on every node."""
+        for _ in range(1 + MAX_LOSSES):
+            runner = self.ready()[0]
+            answers = self._call({runner: (method, args, {})}, CALL_TIMEOUT_S)
+            if runner in answers:
+                return answers[runner]
+        raise MemR1Error(f"{1 + MAX_LOSSES} runners died one after the other in {method}; see the logs of Ray")
+
+    def push(self, update: WeightUpdate) -> None:
+        """See `RunnerPool.push`. The weights go to the object store once."""
+        reference = ray.put(update)
+        versions = self._everywhere("load_weights", reference, timeout_s=PUSH_TIMEOUT_S)
+        check_acknowledged(update, list(versions.values()))
+        self._weights[update.policy] = reference
+
+    def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
+        """See `RunnerPool.load_policies`. The folder must be on storage that every node sees."""
+        self._everywhere("load_policies", os.path.abspath(folder), tuple(roles), timeout_s=START_TIMEOUT_S)
+        # kept as weights, not as a path: old checkpoints are deleted while the run goes on
+        for update in self.first("export_weights", tuple(roles)):
+            self._weights[update.policy] = ray.put(update)
+
+    def pop_timings(self) -> dict[str, float]:
+        """See `RunnerPool.pop_timings`."""
+        totals: dict[str, float] = defaultdict(float)
+        for timings in self._everywhere("pop_timings", timeout_s=PUSH_TIMEOUT_S).values():
+            for name, value in timings.items():
+                totals[name] += value
+        return dict(totals)
+
+    def close(self) -> None:
+        """End the actors."""
+        self._manager.clear()
+
+    # -- who is there -------------------------------------------------------------------------------------------
+
+    def restore(self) -> list[int]:
+        """Take replaced runners back, armed with the current weights; their ids. Waits only when none is left."""
+        back = self._manager.probe_unhealthy_actors(timeout_seconds=1.0, mark_healthy=True)
+        self._unarmed |= set(back)
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._manager.healthy_actor_ids():
+            if time.monotonic() > deadline:
+                raise MemR1Error(f"all runners are dead and none came back within {START_TIMEOUT_S:.0f} s; see Ray's logs")
+            time.sleep(0.5)  # a call to an actor that is being started fails at once
+            self._unarmed |= set(self._manager.probe_unhealthy_actors(timeout_seconds=5.0, mark_healthy=True))
+        return self._arm(START_TIMEOUT_S)
+
+    def ready(self) -> list[int]:
+        """Ids of runners that are alive and hold the current weights, at least one."""
+        self.restore()
+        while not (ids := self._manager.healthy_actor_ids()):
+            self.restore()
+        return ids
+
+    def _arm(self, timeout_s: float) -> list[int]:
+        """Give the current weights to runners that do not have them; ids of those that took them."""
+        wanted = [i for i in self._manager.healthy_actor_ids() if i in self._unarmed]
+        if not wanted:
+            return []
+        arguments = {"token": self._token, "updates": list(self._weights.values())}
+        answers = self._send({i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s")
+        self._unarmed -= set(answers)
+        return list(answers)
+
+    # -- calls --------------------------------------------------------------------------------------------------
+
+    def _everywhere(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:
+        """Call a method of every runner that is ready; answers by runner. One that dies meanwhile is left out: it gets
+        the current weights when it is back, but a change that is under way has to reach it as well."""
+        answers: dict[int, Any] = {}
+        for _ in range(1 + MAX_LOSSES):
+            missing = [i for i in self.ready() if i not in answers]
+            if not missing:
+                return answers
+            answers |= self._call({i: (method, args, {}) for i in missing}, timeout_s)
+        raise MemR1Error(f"runners keep dying in {method}; see the logs of Ray")
+
+    def _call(self, calls: Mapping[int, Call], timeout_s: float) -> dict[int, Any]:
+        """Values by runner; runners that died or had to be armed anew are missing. Raises what a runner raised."""
+        sent = {
+            i: ("call", {"token": self._token, "method": method, "args": tuple(args), "kwargs": dict(kwargs)})
+            for i, (method, args, kwargs) in calls.items()
+        }
+        methods = {method for method, _, _ in calls.values()}
+        answers = self._send(sent, timeout_s, f"did not answer {', '.join(methods)} within {timeout_s:.0f} s")
+        # Ray may have started a new process in a dead one's place before anybody noticed
+        self._unarmed |= {i for i, a in answers.items() if not a.armed}
+        return {i: a.value for i, a in answers.items() if a.armed}
+
+    def _send(self, calls: Mapping[int, tuple[str, dict[str, Any]]], timeout_s: float, late: str) -> dict[int, Answer]:
+        ids = list(calls)
+        results = self._manager.foreach_actor(
+            [calls[i][0] for i in ids],
+            kwargs=[calls[i][1] for i in ids],
+            remote_actor_ids=ids,
+            timeout_seconds=timeout_s,
+        )
+        answers: dict[int, Answer] = {}
+        heard = set()
+        for result in results:
+            heard.add(result.actor_id)
+            if result.ok:
+                answers[result.actor_id] = result.get()
+            else:
+                self._lost(result.actor_id, result.get())
+        for i in set(ids) - heard:
+            self._lost(i, TimeoutError(late))
+            ray.kill(self._manager.actors()[i], no_restart=False)
+        for i, answer in answers.items():
+            if answer.error is not None:
+                answer.error.add_note(f"(runner {i})")
+                raise answer.error
+        return answers
+
+    def _lost(self, runner: int, error: BaseException) -> None:
+        """Take a runner out of service. Raises what its constructor raised: it would raise again."""
+        if isinstance(error, RayActorError) and error.actor_init_failed:
+            raise MemR1Error(f"runner {runner} could not start: {_root(error)}") from error
+        _log.warning("runner %d is lost and will be replaced: %s", runner, str(error).strip().split("\n")[0])
+        self._manager.set_actor_state(runner, healthy=False)
+        self._unarmed.add(runner)
+        self.replaced += 1
+
+
+def split(items: Sequence[Any], parts: int) -> list[list[Any]]:
+    """At most `parts` contiguous, about equal, non-empty parts in order; plays of one task are never separated."""
+    groups = [list(group) for _, group in itertools.groupby(_keyed(items), key=lambda pair: pair[0])]
+    cuts = [len(groups) * k // parts for k in range(parts + 1)]
+    shares: Iterable[list[list[tuple[Any, Any]]]] = (groups[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
+    return [[item for group in share for _, item in group] for share in shares if share]
+
+
+def _keyed(items: Sequence[Any]) -> list[tuple[Any, Any]]:
+    key: Callable[[int, Any], Any] = lambda i, item: item.task.id if isinstance(item, Play) else i  # noqa: E731
+    return [(key(i, item), item) for i, item in enumerate(items)]
+
+
+def _root(error: RayActorError) -> BaseException:
+    """What the constructor raised, where Ray carries it along."""
+    inner = error.args[0] if error.args else error
+    return getattr(inner, "cause", None) or inner if isinstance(inner, BaseException) else error

@@ -1,0 +1,149 @@
+"""Roles: prompts within their budget, ids that the chat template would give, demonstrations that can be followed.
+
+Not covered: what the protocols write and read (test_protocols.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from memr1.agents.extractor import extraction_prompt, facts_without_model, read_facts
+from memr1.agents.json_protocol import JsonManager
+from memr1.agents.lines import LinesManager
+from memr1.agents.roles import Agents, ChatCodec, make_agents
+from memr1.data.types import Fact, Session, Turn
+from memr1.errors import MemR1Error
+from memr1.memory.types import Event, MemoryOp
+from tests.unit.scripted import entry, make_config, tokenizer
+
+
+def agents(*overrides: str) -> Agents:
+    return make_agents(make_config(*overrides), tokenizer())
+
+
+ENTRIES = [entry(n, f"fact number {n} of a long list", day=28 - n) for n in range(1, 21)]
+"""Most relevant first, newest first."""
+
+
+def test_entries_appear_in_order_of_time_under_numbers_from_one() -> None:
+    prompt = agents().answerer.prompt("Who?", [entry(3, "c", 9), entry(1, "a", 2), entry(2, "b", 5)])
+    assert [(n, e.id) for n, e in prompt.entries.items()] == [("1", "m1"), ("2", "m2"), ("3", "m3")]
+    assert prompt.cut == 0
+    assert "1. (2 March 2024) a\n2. (5 March 2024) b\n3. (9 March 2024) c" in prompt.text
+
+
+def test_entries_of_one_time_stand_in_order_of_their_ids_as_numbers() -> None:
+    prompt = agents().answerer.prompt("Who?", [entry(n, f"t{n}") for n in (10, 2, 1, 11)])
+    assert [e.id for e in prompt.entries.values()] == ["m1", "m2", "m10", "m11"]
+    turns = [entry(0, i, id=i) for i in ("D1:10", "D1:9", "D10:1", "D2:1")]
+    assert [e.id for e in agents().answerer.prompt("?", turns).entries.values()] == ["D1:9", "D1:10", "D2:1", "D10:1"]
+
+
+def test_the_time_of_an_entry_is_when_it_happened_then_when_it_changed() -> None:
+    told = entry(1, "a", event_time="2024-01-01T00:00:00")
+    changed = entry(2, "b", event_time=None, created_at="2020-01-01T00:00:00", updated_at="2024-02-01T00:00:00")
+    undated = entry(3, "c", event_time=None, created_at=None)
+    prompt = agents().answerer.prompt("?", [changed, told, undated])
+    assert [e.id for e in prompt.entries.values()] == ["m3", "m1", "m2"]
+
+
+@pytest.mark.parametrize("protocol", ["lines", "json"])
+def test_a_prompt_over_its_budget_loses_the_least_relevant_entries_and_counts_them(protocol: str) -> None:
+    whole = agents(f"agents.protocol={protocol}").answerer.prompt("Who?", ENTRIES)
+    assert (whole.cut, len(whole.entries)) == (0, 20)
+    cuts = set()
+    for budget in range(len(whole.ids) - 400, len(whole.ids) + 1, 40):
+        overrides = (f"agents.protocol={protocol}", f"rollout.max_prompt_tokens={budget}")
+        prompt = agents(*overrides).answerer.prompt("Who?", ENTRIES)
+        assert len(prompt.ids) <= budget
+        kept = {e.id for e in prompt.entries.values()}
+        assert kept == {e.id for e in ENTRIES[: 20 - prompt.cut]}
+        bigger = agents(f"agents.protocol={protocol}").answerer.prompt("Who?", ENTRIES[: 21 - prompt.cut])
+        assert prompt.cut == 0 or len(bigger.ids) > budget  # not one entry fewer than necessary
+        cuts.add(prompt.cut)
+    assert 0 in cuts and len(cuts) >= 5
+
+
+def test_the_manager_s_prompt_is_cut_in_the_same_way() -> None:
+    whole = agents().manager.prompt(["Ana moved"], "2 March 2024", ENTRIES)
+    prompt = agents(f"rollout.max_prompt_tokens={len(whole.ids) - 1}").manager.prompt(
+        ["Ana moved"], "2 March 2024", ENTRIES
+    )
+    assert (whole.cut, prompt.cut) == (0, 1)
+    assert ENTRIES[-1] not in prompt.entries.values()
+    assert "New fact (2 March 2024): Ana moved" in prompt.text
+
+
+def test_a_question_that_is_itself_too_long_is_refused_with_the_setting_to_raise() -> None:
+    short = agents("rollout.max_prompt_tokens=300")
+    with pytest.raises(MemR1Error) as caught:
+        short.answerer.prompt("why " * 200, ENTRIES)
+    said = str(caught.value)
+    needed = len(agents().answerer.prompt("why " * 200, []).ids)
+    assert f"a prompt of {needed} tokens is longer than rollout.max_prompt_tokens=300 even without memories" in said
+    with pytest.raises(MemR1Error, match="max_prompt_tokens=300"):
+        short.manager.prompt(["why " * 200], "", [])
+
+
+def check_ids_equal_the_chat_template_s(loaded: Any) -> None:
+    codec = ChatCodec(loaded, 4096)
+    for manager in (LinesManager(), JsonManager()):
+        messages = manager.render(["Ünï 🎈 likes\ttea"], "2 March 2024", {"1": entry(1, "Ana's “dog” <b>")})
+        ids, text = codec.encode(messages)
+        golden = loaded.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+        assert list(ids) == list(golden)
+        assert len(ids) > 60 and "likes tea" in text.replace("\\t", " ")
+        assert loaded.decode(ids, skip_special_tokens=False) == text
+
+
+def test_prompt_ids_are_those_of_the_chat_template() -> None:
+    check_ids_equal_the_chat_template_s(tokenizer())
+
+
+@pytest.mark.model
+def test_prompt_ids_are_those_of_the_chat_template_of_a_real_model() -> None:
+    check_ids_equal_the_chat_template_s(tokenizer("smollm2-135m"))
+
+
+def test_a_demonstration_ends_with_the_end_of_turn_and_decodes_to_its_text() -> None:
+    codec = agents().codec
+    ids = codec.encode_completion("ADD Ana moved 🎈")
+    assert ids[-1] == tokenizer().eos_token_id
+    assert ids.count(tokenizer().eos_token_id) == 1
+    assert codec.decode(ids) == "ADD Ana moved 🎈"
+
+
+def test_no_demonstration_for_a_target_that_was_cut_from_the_prompt() -> None:
+    manager = agents().manager
+    prompt = manager.prompt(["Ana moved"], "", ENTRIES[:2])
+    seen, unseen = (MemoryOp(Event.DELETE, entry_id=e.id) for e in (ENTRIES[0], ENTRIES[5]))
+    assert manager.demonstration([seen], prompt) == "DELETE 2"
+    assert manager.demonstration([seen, unseen], prompt) is None
+    assert manager.demonstration([MemoryOp(Event.ADD, text="x")], prompt) == "ADD x"
+
+
+SESSION = Session("s1", None, "2 March 2024", ())
+
+
+def test_gold_facts_are_the_dataset_s_and_are_missed_where_it_has_none() -> None:
+    turn = Turn("D1:1", "Ana", "Hi!", facts=(Fact("Ana greets."), Fact("Ana is here.")))
+    assert facts_without_model(turn, "gold") == ["Ana greets.", "Ana is here."]
+    assert facts_without_model(Turn("D1:1", "Ana", "Hi!", facts=()), "gold") == []
+    with pytest.raises(MemR1Error, match="turn D1:2 has no gold facts; set agents.extractor=utterance or llm"):
+        facts_without_model(Turn("D1:2", "Ana", "Hi!"), "gold")
+
+
+def test_an_utterance_is_its_own_fact_with_its_speaker_and_caption() -> None:
+    assert facts_without_model(Turn("1", "Ana", "I moved."), "utterance") == ["Ana: I moved."]
+    assert facts_without_model(Turn("1", "Ana", "Look", caption="a dog"), "utterance") == ["Ana: Look [shares a dog]"]
+    assert facts_without_model(Turn("1", "Ana", "  "), "utterance") == []
+    assert facts_without_model(Turn("1", "Ana", "Hi"), "llm") is None
+
+
+def test_the_extractor_s_prompt_shows_the_turn_and_its_date_and_its_reply_is_a_list() -> None:
+    prompt = extraction_prompt(agents(), Turn("1", "Ana", "I moved.", caption="a dog"), SESSION)
+    assert "Ana (2 March 2024): I moved. [shares a dog]" in prompt.text
+    assert read_facts("Facts:\n- Ana moved.\n-  \n- Ana has a dog. \n* no\nnone") == ["Ana moved.", "Ana has a dog."]
+    assert read_facts("none") == read_facts("") == []
