@@ -62,6 +62,10 @@ class MemoryConfig:
     """Old entries shown to the manager for each new fact."""
     answerer_top_k: int = 60
     """Entries shown to the answerer for a question: its retrieval budget."""
+    pressure: float = 0.0
+    """Taken off the manager's reward for each entry that a decision adds to the bank, and once for a decision that
+    cannot be parsed or is rejected. 0 is the paper's outcome-only reward, under which adding everything is nearly free
+    as long as the bank is small; 0.05 to 0.2 make a full bank cost something."""
     on_reject: str = "abort"
     """`abort` applies a decision wholly or not at all; `skip` applies the valid operations of a decision."""
 
@@ -233,6 +237,9 @@ class Config:
         return Path(self.output) / self.name
 
 
+ON_GPU = "on_gpu"
+"""Top-level section of a YAML file with fields that are set only where the model runs on a GPU."""
+
 _CHOICES: dict[str, tuple[str, ...]] = {
     "backend": ("ray", "local"),
     "model.weights": ("lora", "full"),
@@ -285,10 +292,15 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
         if loaded is not None and not isinstance(loaded, dict):
             raise MemR1Error(f"{path}: expected a mapping of fields at the top, found {type(loaded).__name__}")
         data = typing.cast("dict[str, Any]", loaded or {})
+    on_gpu = data.pop(ON_GPU, None)
     try:
         for item in overrides:
             if "=" not in item:
                 raise MemR1Error(f"override {item!r}: expected key=value, for example rollout.group_size=8")
+        if on_gpu is not None:
+            _build(Config, on_gpu, source, f"{ON_GPU}.")  # a typing error there shows on every machine
+            if _runs_on_gpu(data, overrides):
+                data = OmegaConf.to_container(OmegaConf.merge(data, on_gpu))  # type: ignore[assignment]
         merged = OmegaConf.merge(OmegaConf.create(data), _override_tree(overrides, data))
         tree = typing.cast("dict[str, Any]", OmegaConf.to_container(merged, resolve=True))
     except (OmegaConfBaseException, YAMLError) as error:
@@ -296,6 +308,17 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
     config = _build(Config, tree, source, "")
     validate(config, source)
     return config
+
+
+def _runs_on_gpu(data: dict[str, Any], overrides: typing.Sequence[str]) -> bool:
+    """Whether `model.device` resolves to a GPU on this machine."""
+    from memr1.models.registry import pick_device
+
+    device = (data.get("model") or {}).get("device", "auto")
+    for item in overrides:
+        if item.startswith("model.device="):
+            device = item.split("=", 1)[1]
+    return pick_device(device).type == "cuda"
 
 
 def _override_tree(overrides: typing.Sequence[str], data: dict[str, Any]) -> Any:
@@ -410,11 +433,14 @@ def validate(config: Config, source: str = "config") -> None:
     generated = config.data.kind == "factworld"
     need(generated or config.data.path is not None, "data.path", f"{config.data.kind} needs a file to read")
     need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
+    need(0 <= config.memory.pressure < 1, "memory.pressure", f"must be in [0, 1), is {config.memory.pressure}")
     need(0 <= config.algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {config.algo.clip_low}")
     for name in ("clip_high", "kl_coef", "importance_cap"):
         value = getattr(config.algo, name)
         need(value >= 0, f"algo.{name}", f"must be at least 0, is {value}")
-    need(config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}")
+    need(
+        config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}"
+    )
 
 
 def to_yaml(config: Config) -> str:

@@ -6,6 +6,7 @@ reward, not one growing text. Built by `memr1.envs`, consumed by rewards, algori
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,7 +33,7 @@ class Sequence:
                 f"{len(self.loss_mask)}"
             )
         for i, (lp, trains) in enumerate(zip(self.logprobs, self.loss_mask, strict=True)):
-            if trains and not lp <= 1e-4:  # also catches NaN; log-probs are at most 0 up to rounding
+            if trains and not -math.inf < lp <= 1e-4:  # also catches NaN; at most 0 up to rounding
                 raise ValueError(f"trainable token {i} needs a log-probability <= 0, got {lp}")
 
     @classmethod

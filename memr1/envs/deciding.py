@@ -101,6 +101,15 @@ def apply_decision(
     return Decided(step("manager", speaker, prompt, completion, text, parsed), results, decision.error)
 
 
+def burden(decided: Decided, growth: int) -> int:
+    """Entries that a decision added, or 1 for a decision that could not be parsed or was rejected.
+
+    Shrinking pays nothing: otherwise deleting what no question asks about would be the best decision of all.
+    """
+    failed = decided.parse_error is not None or any(not r.ok for r in decided.results)
+    return max(growth, 1 if failed else 0)
+
+
 def operation(result: OpResult) -> dict[str, Any]:
     """An operation and its result for reports and viewers."""
     op = result.op
@@ -134,14 +143,18 @@ def play_decision(
     rewards = [reward(a.answer.text, q.gold) for a, q in zip(answers, task.questions, strict=True)]
     errors = [r.error for r in rewards if r.error]
     values = [r.value for r in rewards if r.value is not None]
-    total = sum(values) / len(values) if values and not errors else None
+    parts: dict[str, float] = {}
+    if values and not errors:
+        parts[rewards[0].name] = sum(values) / len(values)
+        if memory.pressure > 0:
+            parts["pressure"] = -memory.pressure * burden(decided, len(bank.entries()) - len(before))
     return Trajectory(
         task_id=task.id,
         group_id=task.id,
         seed=seed,
         steps=(decided.step, *(a.step for a in answers)),
-        reward=total,
-        reward_parts={} if total is None else {rewards[0].name: total},
+        reward=sum(parts.values()) if parts else None,
+        reward_parts=parts,
         outcome={
             "facts": list(task.facts),
             "question": " / ".join(q.text for q in task.questions),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from memr1.agents.extractor import extraction_prompt, facts_without_model, read_facts
@@ -74,6 +74,21 @@ def ingest_with_manager(dialogue: Dialogue, world: World, manager: Speaker) -> E
     return done
 
 
+def embed_ahead(dialogues: Sequence[Dialogue], world: World) -> None:
+    """Embed what will surely be searched for or stored, in large batches; one text at a time costs several times more.
+
+    Fills the embedder's cache and changes nothing else.
+    """
+    texts: list[str] = []
+    for dialogue in dialogues:
+        for _, turn in dialogue.turns():
+            for fact in turn.facts or ():
+                texts += [fact.text, *([fact.oracle.text] if fact.oracle and fact.oracle.text else [])]
+        texts += [q.text for q in dialogue.questions if q.asked_after is None]
+    if texts:
+        world.embedder.embed(list(dict.fromkeys(texts)))
+
+
 def oracle_operations(bank: MemoryBank, oracle: OracleOp) -> list[MemoryOp]:
     """The oracle's operation on this bank's ids. Raises ValueError when its target is not live."""
     if oracle.event in (Event.ADD, Event.NOOP):
@@ -131,12 +146,15 @@ def _replay_into(bank: MemoryBank, dialogue: Dialogue, world: World, policy: str
             ops = [MemoryOp(Event.ADD, text=fact) for fact in facts]
         else:
             known = [f.oracle for f in turn.facts or ()]
-            if len(known) != len(facts) or any(o is None for o in known):
+            if world.config.agents.extractor != "gold" or any(o is None for o in known):
                 raise MemR1Error(
                     f"{dialogue.id} {turn.id}: no oracle operations for these facts; use the dataset's gold facts "
                     "(agents.extractor=gold) where it has them, else stages.bank=add-everything or manager"
                 )
-            ops = [op for o in known if o is not None for op in oracle_operations(bank, o)]
+            try:
+                ops = [op for o in known if o is not None for op in oracle_operations(bank, o)]
+            except ValueError as error:
+                raise MemR1Error(f"{dialogue.id} {turn.id}: {error}; correct its target_text") from error
         yield Moment(session, turn, tuple(facts), ops, bank)
         bank.apply(
             ops,

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from memr1.config import Config, load_config
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
-from memr1.evaluation.systems import TRAINED, UNTRAINED, WARM, System, get_system
+from memr1.evaluation.systems import UNTRAINED, WARM, System, get_system
 from memr1.evaluation.table import Prediction, Row, dump_predictions, rich_table, summarize
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
-from memr1.training.runlog import RunLog
+from memr1.training.runlog import RunLog, read_evaluation, read_info
 from memr1.training.worlds import held_out_worlds
 
+EVALUATED = "evaluated_with"
+"""Fact of `run.json`: the evaluation settings under which the table of the run was finished."""
 
-def evaluate_run(config: Config, pool: RunnerPool, state: TrainState, log: RunLog, console: Console) -> list[Row]:
+
+def evaluate_run(
+    config: Config,
+    pool: RunnerPool,
+    state: TrainState,
+    log: RunLog,
+    console: Console,
+    stop: Callable[[], bool] = lambda: False,
+) -> list[Row]:
     """The table of a finished run on held-out FactWorld worlds, with the systems of `evaluation.systems`."""
-    return evaluate(config, pool, state, log, console, "factworld", held_out_worlds(config), config.evaluation.systems)
+    dialogues, systems = held_out_worlds(config), config.evaluation.systems
+    rows = evaluate(config, pool, state, log, console, "factworld", dialogues, systems, stop)
+    if not stop():
+        log.info({EVALUATED: _settings(config)})
+    return rows
+
+
+def is_evaluated(config: Config, state: TrainState) -> bool:
+    """Whether the run folder holds the whole table that `evaluate_run` would make now."""
+    rows = [r for r in read_evaluation(config.run_dir) if r["step"] == state.step and r["benchmark"] == "factworld"]
+    return bool(rows) and read_info(config.run_dir).get(EVALUATED) == _settings(config)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config.evaluation)))  # as `run.json` gives it back
 
 
 def evaluate(
@@ -32,21 +59,28 @@ def evaluate(
     benchmark: str,
     dialogues: Sequence[Dialogue],
     systems: Sequence[str],
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Row]:
     """Evaluate systems one after the other; each row is written to the run folder as soon as it is known.
 
-    Weights come from the run's checkpoints. Systems that need a perfect bank are left out, and said so, where the
-    dataset has no oracle operations.
+    Weights come from the run's checkpoints. Systems that the dataset or the run lacks something for are left out, and
+    said so; MemR1Error when that leaves none. stop: asked before each system; True ends the evaluation there.
     """
     rows: list[Row] = []
+    lacks: list[str] = []
     questions = sum(q.asked_after is None for d in dialogues for q in d.questions)
     console.print(
         f"evaluating {len(systems)} systems on {benchmark}, {len(dialogues)} dialogues, {questions} questions"
     )
     for name in systems:
         system = get_system(name)
-        if system.memory == "oracle" and not _has_oracle(dialogues):
-            console.print(f"  {name}: left out, {benchmark} has no oracle operations")
+        if stop():
+            console.print("stopped; --resume auto evaluates all systems again")
+            return rows
+        lack = _lack(config, state, system, dialogues)
+        if lack is not None:
+            console.print(f"  {name}: left out, {lack}")
+            lacks.append(f"{name}: {lack}")
             continue
         _load_weights(config.run_dir, pool, state, system)
         results = pool.map("evaluate", dialogues, system=name, benchmark=benchmark)
@@ -57,12 +91,32 @@ def evaluate(
         log.evaluation(state.step, "evaluation", row.to_dict() | {"figures": [figures for _, figures in results]})
         em = row.metrics["em_set"]
         console.print(f"  {name}: EM {em.mean:.3f} [{em.low:.3f}, {em.high:.3f}]")
+    if not rows:
+        raise MemR1Error(f"{config.run_dir}: no system can be evaluated on {benchmark}; {'; '.join(lacks)}")
     console.print(rich_table(rows, title=f"{benchmark}, {questions} questions"))
     return rows
 
 
+def _lack(config: Config, state: TrainState, system: System, dialogues: Sequence[Dialogue]) -> str | None:
+    """What the dataset or the run lacks for a system; None when nothing."""
+    extractor = config.agents.extractor
+    if system.memory == "oracle" and not (extractor == "gold" and _has_oracle(dialogues)):
+        return f"there are no oracle operations for the facts of agents.extractor={extractor}"
+    if system.memory == "add-everything" and extractor == "llm":
+        return "agents.extractor=llm needs a manager"
+    for role, which in _weights(system):
+        if which != UNTRAINED and weights_folder(config.run_dir, state, role, which) is None:
+            return f"the run has no finished {'supervised ' if which == WARM else ''}stage of the {role}"
+    return None
+
+
 def _has_oracle(dialogues: Sequence[Dialogue]) -> bool:
-    return all(f.oracle is not None for d in dialogues for _, t in d.turns() for f in t.facts or ())
+    turns = [t for d in dialogues for _, t in d.turns()]
+    return all(t.facts is not None and all(f.oracle is not None for f in t.facts) for t in turns)
+
+
+def _weights(system: System) -> tuple[tuple[str, str], ...]:
+    return ("manager", system.manager), ("answerer", system.answerer)
 
 
 def weights_folder(run_dir: Path, state: TrainState, role: str, which: str) -> Path | None:
@@ -76,17 +130,10 @@ def weights_folder(run_dir: Path, state: TrainState, role: str, which: str) -> P
 
 
 def _load_weights(run_dir: Path, pool: RunnerPool, state: TrainState, system: System) -> None:
-    for role, which in (("manager", system.manager), ("answerer", system.answerer)):
-        if which == UNTRAINED:
-            continue  # the system uses the base model, see the harness
+    for role, which in _weights(system):
         folder = weights_folder(run_dir, state, role, which)
-        if folder is None:
-            stages = "supervised" if which == WARM else TRAINED
-            raise MemR1Error(
-                f"{run_dir}: system {system.name} needs the {stages} weights of the {role}, and the run has no "
-                "finished stage that made them; leave the system out of evaluation.systems"
-            )
-        pool.load_policies(str(folder), (role,))
+        if folder is not None:  # otherwise the system uses the base model, see the harness
+            pool.load_policies(str(folder), (role,))
 
 
 def evaluate_folder(

@@ -12,7 +12,7 @@ from dataclasses import replace
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import Answered, ask, evidence_recall
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
-from memr1.envs.ingesting import Ingested, ingest_with_manager, ingest_without_model, turn_entries
+from memr1.envs.ingesting import Ingested, embed_ahead, ingest_with_manager, ingest_without_model, turn_entries
 from memr1.errors import MemR1Error
 from memr1.evaluation.systems import System, get_system
 from memr1.evaluation.table import Prediction
@@ -29,6 +29,7 @@ def evaluate_system(
     """Predictions for every question at the end of every dialogue, and figures about the banks that were built."""
     system = get_system(name)
     start = time.perf_counter()
+    embed_ahead(dialogues, world)
     retrievers, figures = _memories(system, dialogues, world, engine)
     speaker = Speaker("answerer" if system.answerer != "untrained" else "base")
     asked = [
@@ -122,6 +123,9 @@ def _prediction(
     outcome: list[Answered] | Failure,
     seconds: float,
 ) -> Prediction:
+    if not isinstance(outcome, Failure):
+        shown = {e.id for e in outcome[0].prompt.entries.values()}  # fewer than retrieved when the prompt was cut
+        entries = [e for e in entries if e.id in shown]
     unanswered = Prediction(
         benchmark=benchmark,
         system=system,

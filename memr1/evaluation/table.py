@@ -41,7 +41,7 @@ class Prediction:
     selected: tuple[str, ...] = ()
     """Ids of the entries that the answerer said it used."""
     evidence_recall: float | None = None
-    """Share of the question's evidence turns that the retrieved entries come from; None where unknown."""
+    """Share of the question's evidence turns that the entries shown come from; None where unknown."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_cut: bool = False

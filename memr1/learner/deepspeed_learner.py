@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from memr1.config import Config
+from memr1.errors import MemR1Error
 from memr1.learner.packing import MicroBatch
 
 logger = logging.getLogger(__name__)
@@ -246,9 +247,9 @@ class DeepSpeedLearner:
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
-        path, _ = self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
-        if path is None:
-            raise FileNotFoundError(f"{folder}: no learner checkpoint of DeepSpeed there")
+        if not (Path(folder) / "learner").is_dir():  # DeepSpeed fails on a bare assertion
+            raise MemR1Error(f"{folder}: no learner checkpoint there; resume from a checkpoint inside a stage")
+        self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
         if self.config.algo.kl_coef > 0:
             with self._gathered(REFERENCE, write=True):
                 self.policies.load(REFERENCE, Path(folder) / REFERENCE)

@@ -49,9 +49,9 @@ class CompletionScorer(nn.Module):
     plain rows, and a micro-batch with shared prompts is refused.
     """
 
-    def __init__(self, model: nn.Module, *, gradient_checkpointing: bool = False) -> None:
+    def __init__(self, model: Any, *, gradient_checkpointing: bool = False) -> None:
         super().__init__()
-        self.causal_lm: Any = model
+        self.causal_lm = model
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             self.causal_lm.enable_input_require_grads()
@@ -102,8 +102,8 @@ class CompletionScorer(nn.Module):
         if not self.packs:
             if segments.numel() and int(segments.max()) > 1:
                 raise ValueError(
-                    f"{type(self.causal_lm).__name__} cannot score completions that share a prompt in one row; plan the "
-                    "micro-batches with share_prefixes=False"
+                    f"{type(self.causal_lm).__name__} cannot score completions that share a row; plan the micro-batches "
+                    "with share_prefixes=False"
                 )
             # padding is on the right, where a causal model does not see it: positions count from the left by default
             return {"input_ids": input_ids, "attention_mask": (segments >= 0).long(), "use_cache": False}

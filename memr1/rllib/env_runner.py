@@ -42,7 +42,7 @@ class DialogueEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         """config: a `MemoryR1Config` that carries an experiment."""
         super().__init__(config=config, **kwargs)
-        self.runner = Runner(_for_this_process(config.memr1, config.runners_per_node))
+        self.runner = Runner(_for_this_process(config.memr1, config.claims.runners_per_node))
         self._token: str | None = None
 
     def arm(self, token: str, updates: Sequence[Any]) -> Answer:
@@ -56,8 +56,10 @@ class DialogueEnvRunner(EnvRunner):
         except Exception as error:
             return Answer(error=_portable(error))
 
-    def call(self, token: str, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Answer:
-        """Call a method of the runner, or `export_weights`. References among args are replaced by what they refer to."""
+    def call(
+        self, token: str, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Answer:
+        """Call a method of the runner, or `export_weights`. References among args are resolved."""
         if token != self._token:
             return Answer(armed=False)
         try:

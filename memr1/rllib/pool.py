@@ -11,8 +11,8 @@ import logging
 import os
 import secrets
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -56,6 +56,7 @@ class RayPool:
         self._weights: dict[str, ray.ObjectRef] = {}
         """Current weights by role, for runners that come later; a role that was never touched is not there."""
         self._unarmed = set(self._manager.actor_ids())
+        self._processes: Counter[int] = Counter()  # processes armed so far, by runner
         self.replaced = 0
         """Runners replaced so far."""
         self._arm(START_TIMEOUT_S)
@@ -130,7 +131,9 @@ class RayPool:
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._manager.healthy_actor_ids():
             if time.monotonic() > deadline:
-                raise MemR1Error(f"all runners are dead and none came back within {START_TIMEOUT_S:.0f} s; see Ray's logs")
+                raise MemR1Error(
+                    f"all runners are dead and none came back within {START_TIMEOUT_S:.0f} s; see Ray's logs"
+                )
             time.sleep(0.5)  # a call to an actor that is being started fails at once
             self._unarmed |= set(self._manager.probe_unhealthy_actors(timeout_seconds=5.0, mark_healthy=True))
         return self._arm(START_TIMEOUT_S)
@@ -148,8 +151,11 @@ class RayPool:
         if not wanted:
             return []
         arguments = {"token": self._token, "updates": list(self._weights.values())}
-        answers = self._send({i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s")
+        answers = self._send(
+            {i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s"
+        )
         self._unarmed -= set(answers)
+        self._processes.update(list(answers))
         return list(answers)
 
     # -- calls --------------------------------------------------------------------------------------------------
@@ -157,12 +163,13 @@ class RayPool:
     def _everywhere(self, method: str, *args: Any, timeout_s: float) -> dict[int, Any]:
         """Call a method of every runner that is ready; answers by runner. One that dies meanwhile is left out: it gets
         the current weights when it is back, but a change that is under way has to reach it as well."""
-        answers: dict[int, Any] = {}
-        for _ in range(1 + MAX_LOSSES):
-            missing = [i for i in self.ready() if i not in answers]
+        answers: dict[int, tuple[int, Any]] = {}  # with the number of the process that gave it
+        for _ in range(2 + MAX_LOSSES):
+            missing = [i for i in self.ready() if i not in answers or answers[i][0] != self._processes[i]]
             if not missing:
-                return answers
-            answers |= self._call({i: (method, args, {}) for i in missing}, timeout_s)
+                return {i: value for i, (_, value) in answers.items()}
+            values = self._call({i: (method, args, {}) for i in missing}, timeout_s)
+            answers |= {i: (self._processes[i], value) for i, value in values.items()}
         raise MemR1Error(f"runners keep dying in {method}; see the logs of Ray")
 
     def _call(self, calls: Mapping[int, Call], timeout_s: float) -> dict[int, Any]:
@@ -187,6 +194,7 @@ class RayPool:
         )
         answers: dict[int, Answer] = {}
         heard = set()
+        result: Any
         for result in results:
             heard.add(result.actor_id)
             if result.ok:
@@ -205,7 +213,8 @@ class RayPool:
     def _lost(self, runner: int, error: BaseException) -> None:
         """Take a runner out of service. Raises what its constructor raised: it would raise again."""
         if isinstance(error, RayActorError) and error.actor_init_failed:
-            raise MemR1Error(f"runner {runner} could not start: {_root(error)}") from error
+            cause = getattr(error.args[0] if error.args else None, "cause", None)
+            raise cause if isinstance(cause, MemR1Error) else error
         _log.warning("runner %d is lost and will be replaced: %s", runner, str(error).strip().split("\n")[0])
         self._manager.set_actor_state(runner, healthy=False)
         self._unarmed.add(runner)
@@ -214,18 +223,7 @@ class RayPool:
 
 def split(items: Sequence[Any], parts: int) -> list[list[Any]]:
     """At most `parts` contiguous, about equal, non-empty parts in order; plays of one task are never separated."""
-    groups = [list(group) for _, group in itertools.groupby(_keyed(items), key=lambda pair: pair[0])]
+    keyed = [(item.task.id if isinstance(item, Play) else i, item) for i, item in enumerate(items)]
+    groups = [[item for _, item in group] for _, group in itertools.groupby(keyed, key=lambda pair: pair[0])]
     cuts = [len(groups) * k // parts for k in range(parts + 1)]
-    shares: Iterable[list[list[tuple[Any, Any]]]] = (groups[a:b] for a, b in zip(cuts, cuts[1:], strict=False))
-    return [[item for group in share for _, item in group] for share in shares if share]
-
-
-def _keyed(items: Sequence[Any]) -> list[tuple[Any, Any]]:
-    key: Callable[[int, Any], Any] = lambda i, item: item.task.id if isinstance(item, Play) else i  # noqa: E731
-    return [(key(i, item), item) for i, item in enumerate(items)]
-
-
-def _root(error: RayActorError) -> BaseException:
-    """What the constructor raised, where Ray carries it along."""
-    inner = error.args[0] if error.args else error
-    return getattr(inner, "cause", None) or inner if isinstance(inner, BaseException) else error
+    return [list(itertools.chain(*groups[a:b])) for a, b in itertools.pairwise(cuts) if a < b]

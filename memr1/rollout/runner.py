@@ -16,9 +16,10 @@ from memr1.config import Config
 from memr1.envs.answering import AnswerTask, play_answer
 from memr1.envs.deciding import DecisionTask, play_decision
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
 from memr1.models.adapters import PolicyModel
-from memr1.models.registry import load_tokenizer
+from memr1.models.registry import context_window, load_tokenizer
 from memr1.rewards.base import make_reward
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.transformers_engine import TransformersEngine
@@ -68,6 +69,7 @@ class Runner:
             dtype=config.model.dtype,
             device=config.model.device,
         )
+        self._check_window()
         self.engine = TransformersEngine(
             self.policies,
             eos_ids=eos_token_ids(self.policies, tokenizer),
@@ -75,6 +77,17 @@ class Runner:
             max_tokens_per_batch=config.rollout.max_tokens_per_batch,
         )
         self.world = World(config, make_agents(config, tokenizer), load_embedder(config.memory.embedder))
+
+    def _check_window(self) -> None:
+        rollout = self.config.rollout
+        window = context_window(self.policies.module("base"))
+        longest = rollout.max_prompt_tokens + max(rollout.answer_max_new_tokens, rollout.manager_max_new_tokens)
+        if longest > window:
+            raise MemR1Error(
+                f"rollout.max_prompt_tokens plus the longest completion is {longest} tokens, and {self.config.model.name} "
+                f"has a window of {window}; set rollout.max_prompt_tokens to at most "
+                f"{window - longest + rollout.max_prompt_tokens}"
+            )
 
     def play(self, plays: Sequence[Play], reward: str, temperature: float) -> list[Trajectory]:
         """Play tasks; the role whose task it is samples and trains, the other is frozen and greedy.

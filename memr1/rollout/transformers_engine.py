@@ -241,9 +241,9 @@ def _decode(
     eos = torch.tensor(sorted(eos_ids), device=device)
     # inverse-CDF sampling from uniforms drawn per request: the same seed gives the same tokens in any batch
     # (float64: in float32 one draw in 3e7 rounds to 1 and would pick the last token, however improbable)
-    uniforms = torch.from_numpy(
-        np.stack([np.random.Generator(np.random.Philox(s)).random(longest) for s in seeds])
-    ).to(device)
+    uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(s)).random(longest) for s in seeds])).to(
+        device
+    )
     greedy = temperature == 0
     scale = torch.where(greedy, torch.ones_like(temperature), temperature)
     row_ids = torch.arange(num_rows, device=device)  # which of the original rows are still in the batch

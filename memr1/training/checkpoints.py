@@ -53,15 +53,17 @@ def save_checkpoint(
             save_learner(str(temporary / "learner"))
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
         _sync_tree(temporary)
-        marker = final / MARKER
-        marker.unlink(missing_ok=True)  # first, so that a kill midway leaves no committed half
-        shutil.rmtree(final, ignore_errors=True)
+        discard(final)
         os.replace(temporary, final)
+        marker = final / MARKER
         marker.touch()
         _sync(marker)
         _sync(final)
         _sync(final.parent)
-    except OSError as error:
+    except Exception as error:
+        shutil.rmtree(temporary, ignore_errors=True)  # half of a checkpoint would fill what little room there is
+        if not _is_from_writing(error):
+            raise
         raise MemR1Error(
             f"{final}: the checkpoint could not be written ({error}). Free disk space or set `output`, then run again "
             "with --resume auto; the last committed checkpoint is intact"
@@ -88,8 +90,19 @@ def prune(run_dir: Path, keep: int, protected: set[str]) -> None:
     """Delete all but the newest `keep` checkpoints, sparing the names in `protected`."""
     for path in committed(run_dir)[:-keep]:
         if path.name not in protected:
-            (path / MARKER).unlink()  # first, so that a kill midway leaves no committed half
-            shutil.rmtree(path)
+            discard(path)
+
+
+def discard(checkpoint: Path) -> None:
+    """Delete a checkpoint, if it is there."""
+    (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a kill midway leaves no committed half
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def _is_from_writing(error: Exception) -> bool:
+    """safetensors and torch report a full disk as errors of their own kind."""
+    own = "SafetensorError" in type(error).__name__ or "inline_container" in str(error)
+    return own or isinstance(error, OSError)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -43,11 +43,17 @@ class Trainer:
         self.learners: LearnerGroup | None = None
         self.tasks: list[TrainTask] = []
         self.sampler = ResumableSampler(1, config.seed)
-        self.checkpoint: Path | None = resume
+        self.checkpoint: Path | None = None
         if resume is not None:
-            self.state = load_state(resume)
-            log.truncate_after(self.state.step)
-            pool.load_policies(str(resume / "policies"))  # before anything is generated
+            self.resume_from(resume)
+
+    def resume_from(self, checkpoint: Path) -> None:
+        """Go to a committed checkpoint: state, log and the runners' weights; learners are made anew."""
+        self._end_stage()
+        self.state = load_state(checkpoint)
+        self.checkpoint = checkpoint
+        self.log.truncate_after(self.state.step)
+        self.pool.load_policies(str(checkpoint / "policies"))  # before anything is generated
 
     @property
     def done(self) -> bool:
@@ -183,7 +189,9 @@ class Trainer:
         self.sampler = ResumableSampler(len(self.tasks), self.config.seed + state.stage)
         if state.sampler is not None:
             self.sampler.load_state_dict(state.sampler)
-        policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
+        # weights as the stage began, which are the KL's reference; in mid-stage `restore` brings the newer ones
+        ends = list(state.stage_ends.values())
+        policies = str(self.config.run_dir / "checkpoints" / ends[-1] / "policies") if ends else None
         self.learners = self.make_learners(stage.role, policies)
         if state.stage_step > 0 and self.checkpoint is not None:
             self.learners.restore(str(self.checkpoint / "learner"))

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from memr1.config import Config, load_config, to_yaml
 from memr1.errors import MemR1Error
-from memr1.training.checkpoints import committed
+from memr1.training.checkpoints import TrainState, committed, discard, load_state
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
 from memr1.training.runlog import RunLog, machine_info
+from memr1.training.worlds import training_dialogues
 
 FREE_TO_CHANGE = ("name", "output", "evaluation", "checkpoint", "tensorboard", "backend")
 """Top-level fields that may differ when a run is resumed; the others would make it another run."""
@@ -43,11 +44,18 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
     or the path of a checkpoint. Ctrl-C stops after the current step, with a checkpoint and a report; a second Ctrl-C
     stops at once. Raises MemR1Error for configurations and folders that cannot be used.
     """
+    from memr1.training.report import write_report
+
     console = console or Console()
     if not config.stages:
         raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
     run_dir = config.run_dir
-    checkpoint = _prepare(config, resume)
+    if config.data.kind != "factworld":
+        training_dialogues(config)  # a file that cannot be read is refused before models are loaded
+    checkpoint = prepare_folder(config, resume)
+    if checkpoint is not None and _nothing_left(config, load_state(checkpoint)):
+        console.print(f"{run_dir}: the run is finished and evaluated already; report: {write_report(run_dir)}")
+        return run_dir
     with RunLog(run_dir, tensorboard=config.tensorboard) as log, _stop_after_step() as stopping:
         if checkpoint is None:
             log.info({"model": config.model.name, "seed": config.seed, "backend": config.backend})
@@ -61,14 +69,18 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
             if trainer.done and config.evaluation.at_end and not stopping:
                 from memr1.evaluation.evaluate import evaluate_run
 
-                evaluate_run(config, trainer.pool, trainer.state, log, console)
+                evaluate_run(config, trainer.pool, trainer.state, log, console, stop=lambda: bool(stopping))
         finally:
             session.close()
-            from memr1.training.report import write_report
-
             log.info({"seconds": session.trainer.state.seconds})
             console.print(f"report: {write_report(run_dir)}")
     return run_dir
+
+
+def _nothing_left(config: Config, state: TrainState) -> bool:
+    from memr1.evaluation.evaluate import is_evaluated
+
+    return state.stage >= len(config.stages) and (not config.evaluation.at_end or is_evaluated(config, state))
 
 
 def make_session(config: Config, log: RunLog, checkpoint: Path | None) -> Session:
@@ -91,7 +103,9 @@ def _train_stages(config: Config, session: Session, stopping: list[bool], consol
             at_end = trainer.state.stage_step == 0
             progress.update(stage, _steps_of(config, trainer) if at_end else trainer.state.stage_step, metrics)
     if stopping and not trainer.done:
-        path = trainer.save() if trainer.state.step > 0 else None
+        path = trainer.checkpoint
+        if trainer.state.step > 0 and (path is None or load_state(path).step < trainer.state.step):
+            path = trainer.save()
         console.print(f"stopped; checkpoint: {path}. Go on with --resume auto" if path else "stopped before a step")
 
 
@@ -99,8 +113,8 @@ def _steps_of(config: Config, trainer: Trainer) -> int:
     return config.stages[trainer.state.stage - 1].steps
 
 
-def _prepare(config: Config, resume: str) -> Path | None:
-    """Check or make the run folder; the checkpoint to start from, or None."""
+def prepare_folder(config: Config, resume: str) -> Path | None:
+    """Check or make the run folder; the checkpoint to start from, or None. `resume` as in `train`."""
     run_dir = config.run_dir
     existing = committed(run_dir)
     written = run_dir / "config.yaml"
@@ -116,8 +130,16 @@ def _prepare(config: Config, resume: str) -> Path | None:
         checkpoint = Path(resume)
         if not checkpoint.is_dir():
             raise MemR1Error(f"{resume}: no such checkpoint; the committed ones are {[str(p) for p in existing]}")
+        if checkpoint.resolve().parent != (run_dir / "checkpoints").resolve():
+            raise MemR1Error(
+                f"{resume}: a checkpoint of another run than {run_dir}; set `output` and `name` to its own"
+            )
+        load_state(checkpoint)
     if checkpoint is not None and written.exists():
         _check_same_run(load_config(written), config, written)
+    for path in existing:
+        if checkpoint is not None and path.name > checkpoint.name:  # what comes now replaces them, in the log as well
+            discard(path)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         written.write_text(to_yaml(config))

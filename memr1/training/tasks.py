@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memr1.agents.protocol import displayed_date
+from memr1.data.factworld_questions import UNKNOWN
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import AnswerTask
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive
-from memr1.envs.ingesting import Moment, ingest_with_manager, ingest_without_model, iso, replay
+from memr1.envs.ingesting import Moment, embed_ahead, ingest_with_manager, ingest_without_model, iso, replay
 from memr1.learner.packing import TrainSequence
 from memr1.memory.bank import MemoryBank
 from memr1.rollout.engine import Engine
@@ -39,6 +40,7 @@ def build_tasks(
     bank: `oracle`, `add-everything` or `manager` (the manager model replays every dialogue). Manager tasks start from
     snapshots of that bank, too, except that `manager` means `add-everything` there.
     """
+    embed_ahead(dialogues, world)
     if role == "manager":
         policy = "oracle" if bank == "oracle" else "add-everything"
         return [task for dialogue in dialogues for task in _decision_tasks(dialogue, world, policy)]
@@ -57,19 +59,24 @@ def build_tasks(
 def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[TrainTask]:
     tasks = []
     for q in dialogue.questions:
-        if q.answer is None or q.asked_after is not None:
+        if not (q.answer or "").strip() or q.asked_after is not None:
             continue  # nothing to score, or a question about a state that has passed
         entries = tuple(h.entry for h in bank.search(q.text, world.config.memory.answerer_top_k))
-        task = AnswerTask(f"{dialogue.id}/{q.id}", q.text, q.answer, q.category, entries, q.evidence)
-        tasks.append(TrainTask(task, _answer_demonstration(task, world), q.category))
+        task = AnswerTask(f"{dialogue.id}/{q.id}", q.text, str(q.answer), q.category, entries, q.evidence)
+        tasks.append(TrainTask(task, _answer_demonstration(task, bank, world), q.category))
     return tasks
 
 
-def _answer_demonstration(task: AnswerTask, world: World) -> TrainSequence | None:
-    """Select the retrieved evidence, give the gold answer; None when part of the evidence was not retrieved."""
+def _answer_demonstration(task: AnswerTask, bank: MemoryBank, world: World) -> TrainSequence | None:
+    """Select the retrieved evidence, give the gold answer; None when the answer cannot be told from what is shown.
+
+    That is when evidence that the bank holds was not shown, or when it holds none: cloning an answer without a source
+    would teach to invent. The evidence of what is no longer known may well be gone; then nothing is selected.
+    """
     prompt = world.agents.answerer.prompt(task.question, task.entries)
-    evidence = {n: e for n, e in prompt.entries.items() if set(e.provenance.turn_ids) & set(task.evidence)}
-    if task.evidence and not evidence:
+    wanted = {e.id for e in bank.entries() if set(e.provenance.turn_ids) & set(task.evidence)}
+    evidence = {n: e for n, e in prompt.entries.items() if e.id in wanted}
+    if len(evidence) < len(wanted) or (task.evidence and not wanted and task.gold != UNKNOWN):
         return None
     text = world.agents.answerer.demonstration(task.gold, evidence)
     return _demonstration(prompt.ids, world.agents.codec.encode_completion(text))
@@ -99,11 +106,13 @@ def _linked_questions(dialogue: Dialogue, moment: Moment, seen: set[str]) -> tup
     """Questions asked right after this turn, or those whose evidence is complete with it."""
 
     def linked(q: Question) -> bool:
+        if not (q.answer or "").strip():
+            return False  # nothing to score
         if q.asked_after is not None:
             return q.asked_after == moment.turn.id
         return moment.turn.id in q.evidence and set(q.evidence) <= seen
 
-    return tuple(LinkedQuestion(q.text, q.answer, q.category) for q in dialogue.questions if q.answer and linked(q))
+    return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in dialogue.questions if linked(q))
 
 
 def _decision_demonstration(moment: Moment, world: World) -> TrainSequence | None:

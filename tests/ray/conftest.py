@@ -4,12 +4,27 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from memr1.config import Config, load_config
+
 START_ATTEMPTS = 3
 NUM_CPUS = 2
+
+TINY = """
+name: tiny
+model: {name: tiny-random, threads: 1}
+memory: {embedder: hash, answerer_top_k: 4, manager_top_k: 3}
+data: {factworld: {num_worlds: 2}}
+rollout: {prompts_per_step: 4, group_size: 2, answer_max_new_tokens: 32, max_prompt_tokens: 512}
+evaluation: {at_end: false}
+checkpoint: {every_steps: 1}
+stages:
+  - {role: answerer, objective: sft, steps: 4, examples_per_step: 4, learning_rate: 1e-3}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +53,15 @@ def ray_cluster() -> Iterator[str]:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def make_config(tiny_random: Path) -> Callable[..., Config]:
+    """(folder, *overrides) -> a configuration that trains the random model in seconds."""
+
+    def make(folder: Path, *overrides: str) -> Config:
+        path = folder / "tiny.yaml"
+        path.write_text(TINY)
+        return load_config(path, [f"output={folder}", *overrides])
+
+    return make

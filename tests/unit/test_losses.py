@@ -102,12 +102,10 @@ def test_clip_stops_the_gradient_only_where_the_step_already_went_far(
     ratio: float, advantage: float, value: float, gradient: float
 ) -> None:
     lp = torch.tensor([math.log(ratio) - 3.0], dtype=torch.float64, requires_grad=True)
-    out = grpo_loss(
-        lp, torch.tensor([-3.0]).double(), torch.tensor([advantage]).double(), torch.ones(1).double()
-    )
+    out = grpo_loss(lp, torch.tensor([-3.0]).double(), torch.tensor([advantage]).double(), torch.ones(1).double())
     out.loss.backward()
     assert lp.grad is not None
-    assert float(out.loss) == pytest.approx(value, abs=1e-12)
+    assert out.loss.item() == pytest.approx(value, abs=1e-12)
     assert float(lp.grad) == pytest.approx(gradient, abs=1e-12)
     assert float(out.stats["clip_fraction"]) == float(gradient == 0.0)
 
@@ -145,7 +143,9 @@ def test_at_ratio_one_the_gradient_is_the_policy_gradient() -> None:
     assert float(out.stats["approx_kl"]) == 0.0
 
 
-@pytest.mark.parametrize(("drift", "cap", "factor"), [(1.5, 2.0, 1.5), (0.25, 2.0, 0.25), (8.0, 2.0, 2.0), (8.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("drift", "cap", "factor"), [(1.5, 2.0, 1.5), (0.25, 2.0, 0.25), (8.0, 2.0, 2.0), (8.0, 0.0, 1.0)]
+)
 def test_importance_weight_is_truncated_above_only_and_off_at_zero(drift: float, cap: float, factor: float) -> None:
     lp = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
     rollout = torch.tensor([-1.0 - math.log(drift)], dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_sft_loss_is_the_weighted_negative_log_likelihood() -> None:
     assert float(out.loss) == pytest.approx(expected, rel=1e-12)
     trained = int((t["w"] > 0).sum())
     assert int(out.stats["tokens"]) == trained
-    assert float(out.stats["nll"]) / trained * trained / 37 == pytest.approx(expected, rel=1e-12)
+    assert float(out.stats["nll"]) / 37 == pytest.approx(expected, rel=1e-12)
 
 
 MASK = torch.tensor([True, True, False, True, True, True, False])

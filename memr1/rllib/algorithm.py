@@ -1,0 +1,227 @@
+"""MemoryR1Config and MemoryR1: RLlib's names for an experiment and its training.
+
+    algo = MemoryR1Config().experiment("configs/train_local.yaml", ["rollout.num_runners=4"]).build_algo()
+    while not (result := algo.train())["done"]:
+        print(result["reward"]["mean"])
+
+Shells: the training step is `memr1.training.loop.Trainer.step`. RLlib contributes the actors and their restarts
+(EnvRunnerGroup), metrics, callbacks, checkpointing as Tune wants it, and resource requests.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+from ray.rllib.callbacks.utils import make_callback
+from ray.rllib.env.env_runner_group import EnvRunnerGroup
+from ray.rllib.utils import force_list
+from ray.util.debug import log_once
+
+from memr1.config import Config, load_config
+from memr1.errors import MemR1Error
+from memr1.rllib.cluster import connect
+from memr1.rllib.env_runner import DialogueEnvRunner
+from memr1.rllib.learner_group import RayLearnerGroup
+from memr1.rllib.pool import RayPool
+from memr1.rllib.resources import Shares, shares
+from memr1.training.loop import Trainer
+from memr1.training.run import prepare_folder
+from memr1.training.runlog import RunLog
+
+OWN_CHECKPOINT = "memr1"
+"""Folder inside an RLlib checkpoint that holds memr1's own."""
+
+
+class MemoryR1Config(AlgorithmConfig):
+    """An RLlib configuration that carries a memr1 experiment. Settings of RLlib that concern gymnasium environments,
+    connectors and RLModules have no effect."""
+
+    def __init__(self, algo_class: type | None = None) -> None:
+        super().__init__(algo_class=algo_class or MemoryR1)
+        self.memr1: Config | None = None
+        self.memr1_resume = "never"
+        self.claims: Shares | None = None
+        self.env_runner_cls: Any = DialogueEnvRunner
+        self.log_sys_usage = False
+        self.create_local_env_runner = False
+        # the pool waits for the runners itself, with a limit
+        self.validate_env_runners_after_construction = False
+        self.restart_failed_env_runners = True
+        self.delay_between_env_runner_restarts_s = 1.0
+        # weights go through the pool, which waits for acknowledgements
+        self._dont_auto_sync_env_runner_states = True
+
+    def experiment(
+        self, config: Config | str | Path, overrides: Sequence[str] = (), *, resume: str = "never"
+    ) -> MemoryR1Config:
+        """What to train: a memr1 Config or a YAML file with `key=value` overrides.
+
+        resume: as in `memr1 train`: `never`, `auto` or the path of a checkpoint of the run.
+        """
+        if isinstance(config, Config):
+            if overrides:
+                raise MemR1Error("overrides change a YAML file; give its path, or change the Config with replace()")
+            self.memr1 = config
+        else:
+            self.memr1 = load_config(config, overrides)
+        self.memr1_resume = resume
+        self.num_env_runners = self.memr1.rollout.num_runners
+        self.num_learners = self.memr1.learner.num_learners
+        return self
+
+    def validate(self) -> None:
+        """Check the experiment and fit the actors to the cluster, where one is connected."""
+        log_once("MemoryR1_on_new_api_stack")  # else RLlib warns of a migration that concerns no user of memr1
+        super().validate()
+        if self.memr1 is None:
+            raise MemR1Error("MemoryR1Config: no experiment; call .experiment(path_or_config) first")
+        if not self.memr1.stages:
+            raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
+        if not ray.is_initialized():
+            return
+        resources = ray.cluster_resources()
+        nodes = sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU"))
+        self.claims = shares(self.memr1, resources.get("CPU", 1.0), resources.get("GPU", 0.0), nodes)
+        # RLlib says int, Ray takes fractions
+        runner_claims: dict[str, Any] = {
+            "num_cpus_per_env_runner": self.claims.runner_cpus,
+            "num_gpus_per_env_runner": self.claims.runner_gpus,
+        }
+        self.env_runners(**runner_claims)
+        # our own learner group goes by `claims`; these are what a Tune trial reserves
+        self.learners(num_cpus_per_learner=self.claims.learner_cpus, num_gpus_per_learner=self.claims.learner_gpus)
+
+    def build_algo(self, *args: Any, **kwargs: Any) -> Any:
+        """Start what trains. Connects to a cluster, or starts one on this machine, unless that has been done."""
+        connect()
+        return super().build_algo(*args, **kwargs)
+
+
+class MemoryR1(Algorithm):
+    """Trains an experiment; one iteration is one optimizer step."""
+
+    config: Any  # a MemoryR1Config; RLlib declares a base class that may be None
+    metrics: Any
+    trainer: Trainer
+    pool: RayPool
+    step_metrics: dict[str, float]
+    """Metrics of the last step, by flat name."""
+
+    @classmethod
+    def get_default_config(cls) -> MemoryR1Config:
+        """See RLlib."""
+        return MemoryR1Config()
+
+    def setup(self, config: Any) -> None:
+        """Start the runners and the trainer. Builds none of RLlib's Learners, RLModules and connectors."""
+        experiment = self._experiment()
+        checkpoint = prepare_folder(experiment, self.config.memr1_resume)
+        self.callbacks = [cls() for cls in force_list(self.config.callbacks_class)]
+        self._log = RunLog(experiment.run_dir, tensorboard=experiment.tensorboard)
+        self._set_up_metrics()
+        self.step_metrics = {}
+        self.env_runner_group = EnvRunnerGroup(config=self.config, local_env_runner=False, tune_trial_id=self.trial_id)
+        try:
+            self.pool = RayPool(self.env_runner_group)
+            self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
+        except BaseException:
+            self.env_runner_group._worker_manager.clear()
+            raise
+        make_callback(
+            "on_algorithm_init",
+            self.callbacks,
+            self.config.callbacks_on_algorithm_init,
+            kwargs={"algorithm": self, "metrics_logger": self.metrics},
+        )
+
+    def _setup_logdir(self) -> None:
+        """Without Tune, RLlib would leave an empty folder in the home directory for every run."""
+        if self._storage is not None:
+            super()._setup_logdir()
+        else:
+            self._logdir: Any = str(self._experiment().run_dir)
+
+    def _experiment(self) -> Config:
+        """The experiment with paths that mean the same in other processes: actors have other working directories."""
+        config = self.config.memr1
+
+        def absolute(name: str) -> str:
+            return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+        return replace(
+            config,
+            output=str(Path(config.output).resolve()),
+            model=replace(config.model, name=absolute(config.model.name)),
+            memory=replace(config.memory, embedder=absolute(config.memory.embedder)),
+        )
+
+    def _make_learners(self, role: str, policies: str | None) -> RayLearnerGroup:
+        return RayLearnerGroup(self.trainer.config, role, policies, self.config.claims)
+
+    # -- an iteration -------------------------------------------------------------------------------------------
+
+    def step(self) -> dict[str, Any]:
+        """RLlib's iteration around `training_step`; `done` is true after the last stage, which ends a Tune trial."""
+        result = super().step()
+        result["done"] = self.trainer.done
+        return result
+
+    def training_step(self) -> None:
+        """One optimizer step."""
+        if self.trainer.done:
+            raise MemR1Error("all stages are through; set `done` stops a loop around train() in time")
+        logged = set(self.step_metrics)
+        self.step_metrics = self.trainer.step()
+        for name in logged - set(self.step_metrics):
+            # a stage without rollouts must not show the rewards of the last one
+            self.metrics.delete(*name.split("/"), key_error=False)
+        for name, value in self.step_metrics.items():
+            self.metrics.log_value(tuple(name.split("/")), value, reduce="item")
+
+    def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
+        """Take back replaced runners, with the current weights; RLlib's own version asks an RLModule for them."""
+        return self.pool.restore()
+
+    # -- checkpoints --------------------------------------------------------------------------------------------
+
+    def get_state(self, components: Any = None, *, not_components: Any = None, **kwargs: Any) -> dict[str, Any]:
+        """The iteration. Everything else is in memr1's own checkpoint beside it, see `save_to_path`."""
+        return {"training_iteration": self.training_iteration}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """See `get_state`."""
+        self._iteration = state["training_iteration"]
+
+    def get_checkpointable_components(self) -> list[tuple[str, Any]]:
+        """None that RLlib could save by itself."""
+        return []
+
+    def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """`from_checkpoint` goes on in the same run folder."""
+        return (self.config.get_state() | {"memr1_resume": "auto"},), {}
+
+    def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
+        """Commit a checkpoint of the run and copy it, whole, into RLlib's format; returns the path."""
+        if self.trainer.state.step == 0:
+            raise MemR1Error("there is nothing to save before the first step")
+        folder = super().save_to_path(path, **kwargs)
+        shutil.copytree(self.trainer.save(), Path(folder) / OWN_CHECKPOINT, dirs_exist_ok=True)
+        return folder
+
+    def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        """Go back to a checkpoint; the run's log is cut off after it."""
+        super(Algorithm, self).restore_from_path(path, *args, **kwargs)
+        self.trainer.resume_from(Path(path) / OWN_CHECKPOINT)
+
+    def cleanup(self) -> None:
+        """End learners and runners."""
+        if hasattr(self, "trainer"):
+            self.trainer.close()
+            self._log.close()

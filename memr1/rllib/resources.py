@@ -1,0 +1,57 @@
+"""What runners and learners ask of the cluster, so that a default run fits on any machine: pure arithmetic."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from memr1.config import Config
+from memr1.errors import MemR1Error
+
+LEARNER_PART = 0.6
+"""Share of a GPU that a learner claims next to runners. Above one half: NCCL refuses two ranks on one GPU."""
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Claims of one actor. They place actors; they do not limit what a process uses."""
+
+    runner_cpus: float
+    runner_gpus: float
+    learner_cpus: float
+    learner_gpus: float
+    runners_per_node: int
+    """Runners that share the cores of a node, at most."""
+
+
+def shares(config: Config, cpus: float, gpus: float, nodes: int) -> Shares:
+    """Claims for a cluster of `nodes` machines with `cpus` and `gpus` in total, all of them free.
+
+    Actors get a CPU each where there are enough with one left for the driver, else equal fractions. GPUs are used
+    unless `model.device` is `cpu`: one for each actor, or shared when there are fewer. Raises MemR1Error when there are
+    fewer GPUs than learners.
+    """
+    runners, learners = config.rollout.num_runners, config.learner.num_learners
+    actors = runners + learners
+    cpu = 1.0 if cpus >= actors + 1 else _floor(cpus / (actors + 1))
+    per_node = math.ceil(runners / max(nodes, 1))
+    device = config.model.device
+    if device == "cpu" or (device == "auto" and gpus == 0):
+        return Shares(cpu, 0.0, cpu, 0.0, per_node)
+    if gpus == 0:  # asked for by name: a cluster that grows on demand will bring them
+        gpus = actors
+    if gpus < learners:
+        raise MemR1Error(
+            f"learner.num_learners is {learners} and the cluster has {gpus:g} GPUs; every learner needs one of its own"
+        )
+    whole = int(gpus)
+    if whole >= actors:
+        return Shares(cpu, 1.0, cpu, 1.0, per_node)
+    if whole > learners:
+        return Shares(cpu, _floor(1 / math.ceil(runners / (whole - learners))), cpu, 1.0, per_node)
+    return Shares(cpu, _floor((1 - LEARNER_PART) / math.ceil(runners / whole)), cpu, LEARNER_PART, per_node)
+
+
+def _floor(value: float) -> float:
+    """Down to two decimals: Ray counts in ten-thousandths and rounds sums up."""
+    return math.floor(value * 100 + 1e-9) / 100

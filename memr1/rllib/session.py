@@ -1,0 +1,68 @@
+"""RaySession: the `ray` backend of `memr1 train`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import ray
+
+from memr1.config import Config
+from memr1.rllib.algorithm import MemoryR1, MemoryR1Config
+from memr1.rllib.cluster import connect
+from memr1.rllib.learner_group import LearnersLost
+from memr1.training.checkpoints import committed
+from memr1.training.runlog import RunLog
+
+_log = logging.getLogger(__name__)
+
+MAX_RESTARTS = 2
+"""Times that a session starts a lost learner group anew from the newest checkpoint."""
+
+
+class RaySession:
+    """A training session on a Ray cluster; `LocalSession` has the same face."""
+
+    def __init__(self, config: Config, log: RunLog, resume: Path | None) -> None:
+        """log: closed here and reopened by the algorithm, which owns it from then on."""
+        self._connected = connect()
+        self.restarts = 0
+        log.close()
+        try:
+            builder = MemoryR1Config().experiment(config, resume="never" if resume is None else str(resume))
+            self.algorithm: MemoryR1 = builder.build_algo()
+            self.trainer = self.algorithm.trainer
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def step(self) -> dict[str, float]:
+        """One optimizer step. When learners are lost, go back to the newest checkpoint and catch up first."""
+        target = self.trainer.state.step + 1
+        while True:
+            try:
+                self.algorithm.train()
+            except LearnersLost as error:
+                self._restart_learners(error)
+                continue
+            if self.trainer.state.step >= target:
+                return self.algorithm.step_metrics
+
+    def _restart_learners(self, error: LearnersLost) -> None:
+        checkpoints = committed(self.trainer.config.run_dir)
+        if self.restarts >= MAX_RESTARTS or not checkpoints:
+            raise error
+        self.restarts += 1
+        _log.warning("learners lost, going back to %s: %s", checkpoints[-1].name, error)
+        self.trainer.resume_from(checkpoints[-1])
+
+    def close(self) -> None:
+        """Stop what this session started."""
+        try:
+            self.algorithm.stop()
+        finally:
+            self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._connected:
+            ray.shutdown()

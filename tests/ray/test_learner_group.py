@@ -1,0 +1,131 @@
+"""Learner groups of two ranks over gloo: the same mathematics as one rank, and no hang when a rank is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from memr1.learner.deepspeed_learner import UpdateSettings
+from memr1.learner.packing import TrainSequence, plan_microbatches
+from memr1.rllib.resources import Shares
+
+HALF = Shares(runner_cpus=0.5, runner_gpus=0.0, learner_cpus=0.5, learner_gpus=0.0, runners_per_node=1)
+
+
+def sequences(seed: int, count: int = 12) -> list[TrainSequence]:
+    """Prompts in pairs, so that prefixes are shared; advantages that do not sum to zero exercise every term."""
+    rng = np.random.default_rng(seed)
+    out = []
+    for i in range(count):
+        prompt = tuple(np.random.default_rng(1000 * seed + i // 2).integers(5, 200, 20).tolist())
+        completion = tuple(rng.integers(5, 200, int(rng.integers(3, 9))).tolist())
+        logprobs = tuple((-5.5 + 0.1 * rng.standard_normal(len(completion))).tolist())
+        out.append(TrainSequence(prompt, completion, (True,) * len(completion), float(rng.normal()), logprobs))
+    return out
+
+
+def train(config, work: Sequence[Sequence[TrainSequence]]) -> tuple[dict[str, np.ndarray], list[float]]:
+    from memr1.rllib.learner_group import RayLearnerGroup
+
+    group = RayLearnerGroup(config, "answerer", None, HALF)
+    try:
+        losses = []
+        for batch in work:
+            plan = plan_microbatches(
+                batch,
+                num_ranks=config.learner.num_learners,
+                max_tokens_per_microbatch=64,
+                pad_id=0,
+                share_prefixes=group.supports_shared_prefixes(),
+            )
+            settings = UpdateSettings("grpo", 1e-3, plan.trained_tokens, plan.trained_sequences, temperature=1.0)
+            losses.append(sum(s["loss"] for s in group.update(plan, settings)))
+        return group.weights(), losses
+    finally:
+        group.close()
+
+
+@pytest.fixture(scope="module")
+def one_rank(ray_cluster, make_config, tmp_path_factory):
+    return train(make_config(tmp_path_factory.mktemp("one")), [sequences(1), sequences(2)])
+
+
+@pytest.mark.parametrize("zero_stage", [0, 2])
+def test_two_ranks_train_the_same_weights_as_one(ray_cluster, make_config, tmp_path, one_rank, zero_stage):
+    config = make_config(tmp_path, "learner.num_learners=2", f"learner.zero_stage={zero_stage}")
+    weights, losses = train(config, [sequences(1), sequences(2)])
+    expected, expected_losses = one_rank
+    assert losses == pytest.approx(expected_losses, abs=1e-5)
+    assert weights.keys() == expected.keys()
+    gaps = {name: float(np.abs(weights[name] - expected[name]).max()) for name in weights}
+    assert max(gaps.values()) < 1e-5, max(gaps.items(), key=lambda item: item[1])
+    moved = max(float(np.abs(w).max()) for name, w in weights.items() if "lora_B" in name)
+    assert moved > 1e-3  # the second half of an adapter starts at zero
+
+
+def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, make_config, tmp_path):
+    import ray
+
+    from memr1.rllib.learner_group import LearnersLost, RayLearnerGroup
+
+    config = make_config(tmp_path, "learner.num_learners=2", "learner.collective_timeout_s=8")
+    batch = sequences(3)
+    plan = plan_microbatches(batch, num_ranks=2, max_tokens_per_microbatch=64, pad_id=0)
+    settings = UpdateSettings("grpo", 1e-3, plan.trained_tokens, plan.trained_sequences, temperature=1.0)
+    group = RayLearnerGroup(config, "answerer", None, HALF)
+    stopped = 0
+    try:
+        stopped = group.foreach_learner(lambda learner: os.getpid())[1]
+        os.kill(stopped, signal.SIGSTOP)
+        start = time.monotonic()
+        with pytest.raises(LearnersLost, match="failed in update: rank 0 said .*rank 1 did not answer"):
+            group.update(plan, settings)
+        assert time.monotonic() - start < 8 + 10 + 10
+        os.kill(stopped, signal.SIGCONT)
+        ray.kill(group.actors[1])
+        with pytest.raises(LearnersLost, match="rank 1 died"):
+            group.supports_shared_prefixes()
+    finally:
+        group.close()
+
+
+def test_an_error_of_a_rank_comes_out_as_it_is(ray_cluster, make_config, tmp_path):
+    from memr1.errors import MemR1Error
+    from memr1.rllib.learner_group import RayLearnerGroup
+
+    with pytest.raises(MemR1Error, match="nothing"):
+        RayLearnerGroup(make_config(tmp_path), "answerer", str(tmp_path / "nothing"), HALF)
+
+
+def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different(ray_cluster, make_config, tmp_path):
+    import ray
+
+    from memr1.rllib.session import RaySession
+    from memr1.training.local import LocalSession
+    from memr1.training.run import prepare_folder
+    from memr1.training.runlog import RunLog, read_metrics
+
+    def open_session(kind: type, name: str):
+        config = make_config(tmp_path, f"name={name}", "stages.0.learning_rate=1e-2")
+        prepare_folder(config, "never")
+        return kind(config, RunLog(config.run_dir), None)
+
+    local, session = open_session(LocalSession, "local"), open_session(RaySession, "ray")
+    try:
+        expected = [local.step()["learner/loss"] for _ in range(4)]
+        got = [session.step()["learner/loss"] for _ in range(2)]
+        ray.kill(session.trainer.learners.actors[0])
+        got += [session.step()["learner/loss"] for _ in range(2)]
+        assert session.restarts == 1
+        assert got == pytest.approx(expected, abs=1e-6)
+        assert [line["step"] for line in read_metrics(session.trainer.config.run_dir)] == [1, 2, 3, 4]
+        assert ray.is_initialized()  # the session found a cluster and has to leave it
+    finally:
+        local.close()
+        session.close()
+    assert ray.is_initialized()

@@ -1,0 +1,163 @@
+"""Runners that die, fall behind or fail: the pool's promises, with two runners. Not covered: lost nodes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from memr1.errors import MemR1Error
+from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.runner import Play
+
+
+@pytest.fixture(scope="module")
+def algorithm(ray_cluster, make_config, tmp_path_factory) -> Iterator:
+    from memr1.rllib.algorithm import MemoryR1Config
+
+    config = make_config(
+        tmp_path_factory.mktemp("pool"),
+        "rollout.num_runners=2",
+        "stages.0.objective=grpo",
+        "rollout.answer_max_new_tokens=4",
+    )
+    algorithm = MemoryR1Config().experiment(config).build_algo()
+    yield algorithm
+    algorithm.stop()
+
+
+@pytest.fixture
+def pool(algorithm):
+    return algorithm.pool
+
+
+def versions(pool) -> dict[int, int]:
+    return {i: v["answerer"] for i, v in pool._everywhere("weight_versions", timeout_s=60).items()}
+
+
+def perturbed(pool, version: int) -> WeightUpdate:
+    (update,) = pool.first("export_weights", ("answerer",))
+    rng = np.random.default_rng(version)
+    return WeightUpdate.build(
+        "answerer",
+        version,
+        {n: t + 0.05 * rng.standard_normal(t.shape).astype("f4") for n, t in update.tensors.items()},
+    )
+
+
+def plays(pool, config, members: int) -> list[Play]:
+    from memr1.training.worlds import training_dialogues
+
+    tasks = pool.map("build_tasks", training_dialogues(config), role="answerer", bank="oracle", seed=0)
+    return [Play(t.task, 100 * i + m) for i, t in enumerate(tasks[:6]) for m in range(members)]
+
+
+def completions(trajectories) -> list[tuple[int, ...]]:
+    return [s.sequence.completion_ids for t in trajectories for s in t.steps]
+
+
+def die_in(pool, runner: int, method: str) -> None:
+    """Make the next call of a method end the runner's process, as running out of memory would."""
+
+    wait_for(lambda: len(pool.ready()) == 2)
+
+    def inject(env_runner, method=method) -> None:
+        setattr(env_runner.runner, method, lambda *args, **kwargs: os._exit(1))
+
+    (result,) = pool._manager.foreach_actor(inject, remote_actor_ids=[runner])
+    assert result.ok
+
+
+def test_push_returns_when_both_runners_have_the_version(pool):
+    pool.push(perturbed(pool, 3))
+    assert versions(pool) == {1: 3, 2: 3}
+
+
+def test_damaged_weights_are_refused_and_both_runners_keep_the_old_ones(pool):
+    pool.push(perturbed(pool, 4))
+    damaged = replace(perturbed(pool, 5), checksum="0" * 32)
+    with pytest.raises(ValueError, match="answerer v5 were damaged on the way"):
+        pool.push(damaged)
+    assert versions(pool) == {1: 4, 2: 4}
+
+
+def test_a_runner_that_dies_while_playing_is_replaced_and_its_part_played_again(pool, algorithm):
+    pool.push(perturbed(pool, 6))
+    work = plays(pool, algorithm.trainer.config, members=2)
+    undisturbed = pool.map("play", work, reward="f1", temperature=1.0)
+    before = pool.replaced
+    die_in(pool, 1, "play")
+    disturbed = pool.map("play", work, reward="f1", temperature=1.0)
+    assert pool.replaced == before + 1
+    assert [t.task_id for t in disturbed] == [p.task.id for p in work]
+    assert completions(disturbed) == completions(undisturbed)
+    assert {s.sequence.weight_version for t in disturbed for s in t.steps} == {6}
+    wait_for(lambda: len(pool.ready()) == 2)
+    assert versions(pool) == {1: 6, 2: 6}
+
+
+def test_a_runner_replaced_between_calls_gets_the_current_weights_before_it_plays(pool, algorithm):
+    """Ray restarts the process by itself; nothing was in flight, so nobody was told."""
+    import ray
+
+    pool.push(perturbed(pool, 7))
+    work = plays(pool, algorithm.trainer.config, members=1)
+    undisturbed = pool.map("play", work, reward="f1", temperature=1.0)
+    before = pool.replaced
+    actor = pool._manager.actors()[2]
+    old = process_of(actor)
+    ray.kill(actor, no_restart=False)
+    wait_for(lambda: process_of(actor) not in (old, None))
+    disturbed = pool.map("play", work, reward="f1", temperature=1.0)
+    assert completions(disturbed) == completions(undisturbed)
+    assert {s.sequence.weight_version for t in disturbed for s in t.steps} == {7}
+    assert pool.replaced == before
+    assert versions(pool) == {1: 7, 2: 7}
+
+
+def test_a_runner_that_dies_during_a_push_has_the_new_version_when_the_push_returns(pool):
+    pool.push(perturbed(pool, 8))
+    update = perturbed(pool, 9)
+    die_in(pool, 2, "load_weights")
+    pool.push(update)
+    wait_for(lambda: len(pool.ready()) == 2)
+    assert versions(pool) == {1: 9, 2: 9}
+
+
+def test_an_error_in_a_runner_comes_out_as_it_is_and_ends_no_runner(pool, tmp_path):
+    before = pool.replaced
+    with pytest.raises(MemR1Error, match=str(tmp_path)) as caught:
+        pool.load_policies(str(tmp_path / "nothing"), ("answerer",))
+    assert "in the runner" in "".join(caught.value.__notes__)
+    assert len(pool.ready()) == 2
+    assert pool.replaced == before
+
+
+def test_training_goes_on_when_a_runner_dies_in_a_step(algorithm, pool):
+    die_in(pool, 2, "play")
+    before = pool.replaced
+    result = algorithm.train()
+    assert pool.replaced == before + 1
+    assert result["rollout"]["trajectories"] == 8
+    assert result["rollout"]["error_fraction"] == 0
+
+
+def wait_for(condition, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.5)
+
+
+def process_of(actor) -> int | None:
+    """Process id of a runner, or None while there is none."""
+    import ray
+
+    try:
+        return ray.get(actor.apply.remote(lambda env_runner: os.getpid()), timeout=5)
+    except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
+        return None

@@ -1,0 +1,264 @@
+"""The harness: every system runs, sees what it says it sees, and uses the weights it says it uses.
+
+Not covered: statistics and tables (test_statistics.py).
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from memr1.config import Config, load_config
+from memr1.data.types import Dialogue, Question, Session, Turn
+from memr1.envs.episode import World
+from memr1.errors import MemR1Error
+from memr1.evaluation.evaluate import evaluate, is_evaluated, weights_folder
+from memr1.evaluation.harness import evaluate_system
+from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
+from memr1.evaluation.table import Prediction, load_predictions
+from memr1.rollout.engine import GenerationRequest
+from memr1.training.checkpoints import TrainState
+from memr1.training.runlog import RunLog, read_evaluation
+from tests.unit.scripted import BASE, ScriptedEngine, fact_worlds, is_answerer, make_world, shown_entries
+
+DIALOGUES = [w.dialogue for w in fact_worlds(2)]
+QUESTIONS = [q for d in DIALOGUES for q in d.questions if q.asked_after is None]
+
+
+def obedient(prompt: str, request: GenerationRequest) -> str:
+    """A manager that adds every fact and an answerer that repeats the last memory it sees."""
+    if is_answerer(prompt):
+        entries = shown_entries(prompt.replace("<|im_end|>", "\n"))
+        return f"Use: {len(entries)}\nAnswer: {list(entries.values())[-1]}" if entries else "Use: none\nAnswer: unknown"
+    lines = prompt.replace("<|im_end|>", "\n").splitlines()
+    return "\n".join("ADD " + line.split(": ", 1)[1] for line in lines if line.startswith("New fact"))
+
+
+def run(
+    name: str, *overrides: str, dialogues: list[Dialogue] = DIALOGUES
+) -> tuple[list[Prediction], dict[str, float], ScriptedEngine]:
+    engine = ScriptedEngine(obedient)
+    world = make_world("rollout.manager_max_new_tokens=120", "rollout.answer_max_new_tokens=200", *overrides)
+    predictions, figures = evaluate_system(name, dialogues, world, engine, "factworld")
+    return predictions, figures, engine
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_answers_every_final_question_once(name: str) -> None:
+    predictions, figures, engine = run(name)
+    assert [p.question_id for p in predictions] == [q.id for q in QUESTIONS]
+    assert [p.gold for p in predictions] == [q.answer for q in QUESTIONS]
+    assert all(p.answer and p.error is None and p.system == name for p in predictions)
+    assert all(p.prompt_tokens > 0 and p.completion_tokens > 0 and p.seconds > 0 for p in predictions)
+    system = get_system(name)
+    answerers = {r.policy for batch in engine.batches for r in batch if len(batch) == len(QUESTIONS)}
+    assert answerers == {"base" if system.answerer == UNTRAINED else "answerer"}
+    deciders = {r.policy for batch in engine.batches[:-1] for r in batch}
+    if system.memory == "manager":
+        assert deciders == {"base" if system.manager == UNTRAINED else "manager"}
+    else:
+        assert deciders == set() and len(engine.batches) == 1
+    assert ("bank/entries" in figures) == (system.memory in ("manager", "oracle", "add-everything"))
+
+
+def test_no_memory_shows_nothing() -> None:
+    predictions, _, _ = run("no-memory")
+    assert {p.retrieved for p in predictions} == {()}
+    assert {p.answer for p in predictions} == {"unknown"}
+    assert {p.evidence_recall for p in predictions} == {0.0, None}
+
+
+@pytest.mark.parametrize("name", ["bm25", "embedding"])
+def test_retrieval_over_turns_shows_k_of_them_best_first(name: str) -> None:
+    predictions, _, _ = run(name, "evaluation.retrieval_top_k=3")
+    turns = {f"{t.speaker}: {t.text}" for d in DIALOGUES for _, t in d.turns()}
+    assert {len(p.retrieved) for p in predictions} <= {1, 2, 3}
+    assert max(len(p.retrieved) for p in predictions) == 3
+    assert all(set(p.retrieved) <= turns for p in predictions)
+
+
+def test_evidence_recall_is_the_share_of_evidence_turns_shown() -> None:
+    dialogue = Dialogue(
+        "d",
+        ("Ana",),
+        (Session("s", None, "", tuple(Turn(f"D1:{i}", "Ana", t) for i, t in enumerate(("red apple", "blue sky", "hm"))),),),
+        (
+            Question("q1", "red apple blue sky", "x", "c", evidence=("D1:0", "D1:1")),
+            Question("q2", "apple", "x", "c", evidence=("D1:0", "D1:1")),
+            Question("q3", "apple", "x", "c"),
+            Question("q4", "later", "x", "c", asked_after="D1:1"),
+        ),
+    )
+    predictions, _, _ = run("embedding", "evaluation.retrieval_top_k=2", dialogues=[dialogue])
+    assert [p.question_id for p in predictions] == ["q1", "q2", "q3"]
+    assert predictions[0].evidence_recall == 1.0
+    assert predictions[2].evidence_recall is None
+    predictions, _, _ = run("embedding", "evaluation.retrieval_top_k=1", dialogues=[dialogue])
+    assert [p.evidence_recall for p in predictions] == [0.5, 0.5, None]
+
+
+def test_full_context_shows_all_turns_and_keeps_the_newest_when_cut() -> None:
+    whole, _, _ = run("full-context", "rollout.max_prompt_tokens=20000")
+    turns = [f"{t.speaker}: {t.text}" for _, t in DIALOGUES[0].turns()]
+    assert list(whole[0].retrieved) == turns[::-1]
+    assert not whole[0].prompt_cut
+    assert whole[0].answer == turns[-1]  # shown in order of time, so the last is the newest
+    budget = whole[0].prompt_tokens // 2
+    cut, _, engine = run("full-context", f"rollout.max_prompt_tokens={budget}")
+    assert cut[0].prompt_cut and cut[0].prompt_tokens <= budget
+    assert list(cut[0].retrieved) == turns[::-1][: len(cut[0].retrieved)]
+    assert 0 < len(cut[0].retrieved) < len(turns)
+    assert cut[0].answer == turns[-1]
+    for p in cut:  # recall counts what was shown, not what was cut
+        question = next(q for q in QUESTIONS if q.id == p.question_id)
+        dialogue = next(d for d in DIALOGUES if d.id == p.dialogue_id)
+        shown = {t.id for _, t in dialogue.turns() if f"{t.speaker}: {t.text}" in p.retrieved}
+        expected = len(shown & set(question.evidence)) / len(set(question.evidence)) if question.evidence else None
+        assert p.evidence_recall == expected
+
+
+def test_a_perfect_bank_has_just_the_live_entries() -> None:
+    predictions, figures, _ = run("oracle-trained", "memory.answerer_top_k=60")
+    live = [w.live_entries(w.dialogue.sessions[-1].turns[-1].id) for w in fact_worlds(2)]
+    assert figures["bank/entries"] == sum(map(len, live)) / 2
+    assert set(predictions[0].retrieved) == set(live[0])
+
+
+def test_figures_tell_what_the_manager_did_per_decision() -> None:
+    told = [len(w.fact_turns) for w in fact_worlds(2)]
+    _, figures, engine = run("trained")
+    assert figures["parse/reject_fraction"] == 0.0
+    done = figures["ops/add_per_decision"] + figures["ops/rejected_per_decision"]
+    assert done == 1.0  # one fact a turn, added or a duplicate
+    assert sum(len(batch) for batch in engine.batches[:-1]) == sum(told)
+    assert figures["bank/entries"] == pytest.approx(figures["ops/add_per_decision"] * sum(told) / 2)
+
+
+def test_a_prompt_that_cannot_fit_is_that_system_s_error_and_not_the_end() -> None:
+    long = Question("q0", "why " * 400, "x", "c")
+    dialogue = Dialogue("d", ("Ana",), DIALOGUES[0].sessions, (long, *DIALOGUES[0].questions))
+    predictions, _, _ = run("no-memory", "rollout.max_prompt_tokens=900", dialogues=[dialogue])
+    assert predictions[0].answer is None
+    assert "rollout.max_prompt_tokens=900" in (predictions[0].error or "")
+    assert all(p.error is None for p in predictions[1:])
+
+
+def test_an_unknown_system_is_told_its_neighbour() -> None:
+    with pytest.raises(MemR1Error, match="no system 'full_context'; did you mean full-context?"):
+        get_system("full_context")
+    with pytest.raises(MemR1Error, match="there are: no-memory, bm25"):
+        get_system("zzz")
+
+
+# -- a run's table ------------------------------------------------------------------------------------------------
+
+
+class FakePool:
+    """A pool of one scripted runner that remembers which weights it was given."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.loaded: list[tuple[str, tuple[str, ...]]] = []
+
+    def map(self, method: str, items: Any, *, system: str, benchmark: str) -> list[Any]:
+        assert method == "evaluate"
+        return [evaluate_system(system, items, self.world, ScriptedEngine(obedient), benchmark)]
+
+    def load_policies(self, folder: str, roles: tuple[str, ...]) -> None:
+        self.loaded.append((Path(folder).parent.name, roles))
+
+
+STATE = TrainState(
+    step=9,
+    stage=4,
+    stage_ends={
+        "0-answerer-sft": "step_000002",
+        "1-manager-sft": "step_000004",
+        "2-answerer-grpo": "step_000006",
+        "3-manager-grpo": "step_000009",
+    },
+)
+
+
+def table(
+    tmp_path: Path, systems: list[str], *overrides: str, state: TrainState = STATE, dialogues: list[Dialogue] = DIALOGUES
+) -> tuple[list[str], FakePool, str, Config]:
+    config = load_config(None, [*BASE, f"output={tmp_path}", "name=r", *overrides])
+    pool, said = FakePool(make_world(*overrides)), io.StringIO()
+    with RunLog(config.run_dir) as log:
+        console = Console(file=said, width=200)
+        rows = evaluate(config, pool, state, log, console, "factworld", dialogues, systems)  # type: ignore[arg-type]
+    return [r.system for r in rows], pool, said.getvalue(), config
+
+
+def test_each_system_gets_the_weights_of_its_stage(tmp_path: Path) -> None:
+    names = ["trained", "warm-started", "warm-manager", "warm-answerer", "bm25", "untrained", "oracle-warm"]
+    rows, pool, _, _ = table(tmp_path, names)
+    assert rows == names
+    assert pool.loaded == [
+        ("step_000009", ("manager",)),
+        ("step_000009", ("answerer",)),
+        ("step_000004", ("manager",)),
+        ("step_000002", ("answerer",)),
+        ("step_000004", ("manager",)),
+        ("step_000009", ("answerer",)),
+        ("step_000009", ("manager",)),
+        ("step_000002", ("answerer",)),
+        ("step_000009", ("answerer",)),
+        ("step_000002", ("answerer",)),
+    ]
+    assert weights_folder(tmp_path, STATE, "manager", UNTRAINED) is None
+    assert weights_folder(tmp_path, STATE, "manager", TRAINED) == tmp_path / "checkpoints/step_000009/policies"
+    assert weights_folder(tmp_path, STATE, "manager", WARM) == tmp_path / "checkpoints/step_000004/policies"
+
+
+def test_rows_and_predictions_are_kept_in_the_run_folder(tmp_path: Path) -> None:
+    _, _, _, config = table(tmp_path, ["bm25", "trained"])
+    logged = read_evaluation(config.run_dir)
+    assert [(r["system"], r["step"], r["n"]) for r in logged] == [("bm25", 9, 14), ("trained", 9, 14)]
+    kept = load_predictions(config.run_dir / "predictions" / "factworld" / "trained.jsonl")
+    assert [p.question_id for p in kept] == [q.id for q in QUESTIONS]
+
+
+def test_oracle_systems_are_left_out_where_there_is_no_oracle(tmp_path: Path) -> None:
+    bare = [
+        Dialogue(
+            d.id,
+            d.speakers,
+            tuple(Session(s.id, s.time, s.time_text, tuple(Turn(t.id, t.speaker, t.text) for t in s.turns)) for s in d.sessions),
+            d.questions,
+        )
+        for d in DIALOGUES
+    ]
+    rows, _, said, _ = table(tmp_path, ["bm25", "oracle-trained"], dialogues=bare)
+    assert rows == ["bm25"]
+    assert "oracle-trained: left out, there are no oracle operations for the facts of agents.extractor=gold" in said
+    rows, _, said, _ = table(tmp_path, ["bm25", "oracle-trained"], "agents.extractor=utterance")
+    assert rows == ["bm25"] and "agents.extractor=utterance" in said
+
+
+def test_systems_that_the_run_made_no_weights_for_are_left_out(tmp_path: Path) -> None:
+    only_rl = TrainState(step=3, stage=1, stage_ends={"0-answerer-grpo": "step_000003"})
+    rows, pool, said, _ = table(tmp_path, ["warm-started", "trained"], state=only_rl)
+    assert rows == ["trained"]
+    assert "warm-started: left out, the run has no finished supervised stage of the manager" in said
+    assert {step for step, _ in pool.loaded} == {"step_000003"}
+
+
+def test_a_table_without_any_row_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(MemR1Error, match=r"no system can be evaluated on factworld; trained: the run has no finished stage"):
+        table(tmp_path, ["trained"], state=TrainState())
+
+
+def test_a_stopped_evaluation_keeps_its_rows_and_is_not_finished(tmp_path: Path) -> None:
+    config = load_config(None, [*BASE, f"output={tmp_path}", "name=r"])
+    pool, answers = FakePool(make_world()), iter([False, True])
+    with RunLog(config.run_dir) as log:
+        quiet = Console(file=io.StringIO())
+        rows = evaluate(config, pool, STATE, log, quiet, "factworld", DIALOGUES, ["bm25", "trained"], lambda: next(answers))  # type: ignore[arg-type]
+    assert [r.system for r in rows] == ["bm25"]
+    assert not is_evaluated(config, STATE)

@@ -1,0 +1,292 @@
+"""The DeepSpeed learner with one rank in this process, against plain PyTorch.
+
+Several ranks, ZeRO over them, and resuming in a new process are in tests/e2e/test_learner_ranks.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from memr1.config import Config
+from memr1.errors import MemR1Error
+from memr1.learner.deepspeed_learner import REFERENCE
+from memr1.learner.group import LocalLearnerGroup
+from memr1.learner.packing import TrainSequence, plan_microbatches
+from memr1.models.adapters import PolicyModel
+from tests.unit.learner_cases import LEARNING_RATE, ROLE, make_config, make_plan, make_sequences, make_settings
+from tests.unit.small_models import build, plain_logprobs
+
+MakeGroup = Callable[..., LocalLearnerGroup]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group(tiny_random: Path) -> Iterator[None]:
+    """Leave no process group and none of the variables that name one to the tests of other files."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.comm.cdb = None
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def make_group() -> Iterator[MakeGroup]:
+    """Makes groups and closes them when the test is over."""
+    groups: list[LocalLearnerGroup] = []
+
+    def make(config: Config | None = None, **options: Any) -> LocalLearnerGroup:
+        groups.append(LocalLearnerGroup(config or make_config(**options), ROLE, None))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.close()
+
+
+def plain_loss(
+    model: Any, sequences: list[TrainSequence], objective: str, t: float, kl: Callable[..., Any] | None
+) -> Any:
+    """The loss of one step, sequence by sequence: no packing, no micro-batches."""
+    total = torch.zeros(())
+    tokens = sum(sum(s.loss_mask) for s in sequences)
+    for s in sequences:
+        lp = plain_logprobs(model, s.prompt_ids, s.completion_ids, t)
+        mask = torch.tensor(s.loss_mask)
+        if objective == "sft":
+            per_token = -lp
+        else:
+            weight = (lp.detach() - torch.tensor(s.rollout_logprobs)).exp().clamp(max=2.0)
+            per_token = -(lp - lp.detach()).exp() * s.advantage * weight
+            if kl is not None:
+                r = kl(s) - lp
+                per_token = per_token + 0.5 * (r.exp() - 1 - r)
+        total = total + per_token[mask].sum() / tokens
+    return total
+
+
+def plain_training(
+    config: Config, steps: int, objective: str = "grpo", t: float = 1.0, max_norm: float = 1.0, kl: bool = False
+) -> tuple[dict[str, np.ndarray], list[float], list[float]]:
+    """(weights, losses, gradient norms) of torch.optim.AdamW on the plain loss."""
+    m = config.model
+    policies = PolicyModel.create(
+        m.name, (ROLE, REFERENCE), m.weights, m.lora, seed=config.seed, dtype=m.dtype, device="cpu"
+    )
+    policies.copy_weights(ROLE, REFERENCE)
+    losses, norms = [], []
+
+    def reference(s: TrainSequence) -> Any:
+        with torch.no_grad(), policies.use(REFERENCE) as other:
+            return plain_logprobs(other, s.prompt_ids, s.completion_ids, t)
+
+    with policies.use(ROLE) as model:
+        policies.train_only(ROLE)
+        parameters = list(policies.trainable_parameters(ROLE).values())
+        optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        for step in range(steps):
+            optimizer.zero_grad()
+            loss = plain_loss(model, make_sequences(step), objective, t, reference if kl else None)
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
+            losses.append(float(loss.detach()))
+            optimizer.step()
+        return {n: w.numpy() for n, w in policies.weights(ROLE).items()}, losses, norms
+
+
+def far(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> float:
+    """Largest difference of two sets of weights."""
+    assert a.keys() == b.keys()
+    return max(float(np.abs(a[n].astype(np.float64) - b[n]).max()) for n in a)
+
+
+def train(
+    group: LocalLearnerGroup, steps: int, objective: str = "grpo", t: float = 1.0, **plan: Any
+) -> list[dict[str, float]]:
+    out = []
+    for step in range(steps):
+        work = make_plan(step, **plan)
+        out += group.update(work, make_settings(work, objective, t=t))
+    return out
+
+
+@pytest.mark.parametrize(
+    ("weights", "objective", "t", "kl_coef"),
+    [("lora", "grpo", 1.0, 0.0), ("lora", "grpo", 0.7, 0.5), ("lora", "sft", 1.0, 0.0), ("full", "grpo", 1.0, 0.5)],
+)
+def test_updates_equal_plain_adamw_on_the_unpacked_loss(
+    make_group: MakeGroup, weights: str, objective: str, t: float, kl_coef: float
+) -> None:
+    config = make_config(weights=weights, kl_coef=kl_coef)
+    group = make_group(config)
+    start = group.weights()
+    assert len(make_plan().ranks[0]) > 1
+    stats = train(group, 3, objective, t)
+    expected, losses, norms = plain_training(config, 3, objective, t, kl=kl_coef > 0)
+    assert far(group.weights(), expected) < 1e-6
+    assert far(group.weights(), start) > LEARNING_RATE
+    assert [s["loss"] for s in stats] == pytest.approx(losses, rel=1e-4, abs=1e-6)
+    assert [s["grad_norm"] for s in stats] == pytest.approx(norms, rel=1e-4)
+    assert [s["tokens"] for s in stats] == [make_plan(i).trained_tokens for i in range(3)]
+
+
+def test_the_gradient_is_clipped_to_the_global_norm_and_the_norm_before_is_told(make_group: MakeGroup) -> None:
+    # Adam's steps do not depend on the scale of a gradient while it is one; across steps of different norm they do
+    config = make_config(max_grad_norm=1e-3)
+    group = make_group(config)
+    stats = train(group, 3)
+    clipped, _, norms = plain_training(config, 3, max_norm=1e-3)
+    free, _, _ = plain_training(config, 3, max_norm=1e9)
+    assert min(norms) > 1e-2
+    assert [s["grad_norm"] for s in stats] == pytest.approx(norms, rel=1e-4)
+    assert far(group.weights(), clipped) < 1e-6
+    assert far(clipped, free) > 5e-6
+
+
+def test_one_denominator_for_all_micro_batches(make_group: MakeGroup) -> None:
+    budgets = {"one per row": 1, "some": 48, "one": 10**6}
+    found = {}
+    for name, budget in budgets.items():
+        group = make_group()
+        stats = train(group, 2, budget=budget, share=budget != 10**6)
+        found[name] = (group.weights(), stats)
+    assert [len(make_plan(budget=b).ranks[0]) for b in budgets.values()] == [9, 2, 1]
+    for weights, stats in found.values():
+        assert far(weights, found["one"][0]) < 1e-6
+        for a, b in zip(stats, found["one"][1], strict=True):
+            assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_zero_stages_give_the_updates_of_stage_0(make_group: MakeGroup, zero_stage: int) -> None:
+    kl_coef = 0.5
+    plain = make_group(zero_stage=0, kl_coef=kl_coef)
+    sharded = make_group(zero_stage=zero_stage, kl_coef=kl_coef)
+    a, b = train(plain, 2), train(sharded, 2)
+    assert far(plain.weights(), sharded.weights()) < 1e-6
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=1e-4, abs=1e-5)
+
+
+def test_kl_to_the_reference_is_zero_at_first_and_positive_later(make_group: MakeGroup) -> None:
+    stats = train(make_group(kl_coef=0.01), 3)
+    assert stats[0]["reference_kl"] == 0.0
+    assert 0 < stats[1]["reference_kl"] < stats[2]["reference_kl"]
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_gradient_checkpointing_changes_no_update(make_group: MakeGroup, weights: str) -> None:
+    kept, recomputed = (make_group(weights=weights, kl_coef=0.5, gradient_checkpointing=on) for on in (False, True))
+    layers = [m for m in recomputed.learner.scorer.modules() if getattr(m, "gradient_checkpointing", False)]
+    assert layers
+    a, b = train(kept, 2), train(recomputed, 2)
+    assert [s["grad_norm"] for s in a] == pytest.approx([s["grad_norm"] for s in b], rel=1e-5)
+    assert far(kept.weights(), recomputed.weights()) < 1e-6
+
+
+def test_first_step_has_ratio_one_and_tells_the_mismatch_with_the_rollout(make_group: MakeGroup) -> None:
+    (stats,) = train(make_group(), 1)
+    assert stats["approx_kl"] == 0.0
+    assert stats["clip_fraction"] == 0.0
+    policies = PolicyModel.create("tiny-random", (ROLE,), dtype="float32", device="cpu")
+    gaps = []
+    with policies.use(ROLE) as model, torch.no_grad():
+        for s in make_sequences():
+            gap = plain_logprobs(model, s.prompt_ids, s.completion_ids) - torch.tensor(s.rollout_logprobs)
+            gaps += gap.abs()[torch.tensor(s.loss_mask)].tolist()
+    assert stats["rollout_mismatch"] == pytest.approx(sum(gaps), rel=1e-4)
+    assert stats["max_rollout_mismatch"] == pytest.approx(max(gaps), rel=1e-4)
+
+
+def test_learning_rate_is_the_one_of_the_step(make_group: MakeGroup) -> None:
+    group = make_group()
+    start, work = group.weights(), make_plan()
+    group.update(work, make_settings(work, lr=0.0))
+    assert far(group.weights(), start) == 0.0
+    group.update(work, make_settings(work, lr=1e-3))
+    assert far(group.weights(), start) == pytest.approx(1e-3, rel=0.1)
+
+
+def test_bf16_base_trains_fp32_adapters(make_group: MakeGroup) -> None:
+    group = make_group(dtype="bfloat16")
+    trainable = list(group.learner.policies.trainable_parameters(ROLE).values())
+    assert {p.dtype for p in trainable} == {torch.float32}
+    assert group.learner.scorer.causal_lm.get_output_embeddings().weight.dtype == torch.bfloat16
+    start = group.weights()
+    stats = train(group, 1)
+    exact, losses, norms = plain_training(make_config(), 1)
+    assert stats[0]["loss"] == pytest.approx(losses[0], abs=0.05)
+    assert stats[0]["grad_norm"] == pytest.approx(norms[0], rel=0.1)
+    assert far(group.weights(), start) == pytest.approx(LEARNING_RATE, rel=0.01)
+    # Adam's first step is the sign of the gradient: nearly all signs agree with those of fp32
+    names = [n for n in start if "lora_B" in n]
+    agree = np.concatenate([((group.weights()[n] - start[n]) * (exact[n] - start[n]) > 0).ravel() for n in names])
+    assert agree.mean() > 0.9
+
+
+def test_only_the_role_that_learns_moves(make_group: MakeGroup) -> None:
+    group = make_group(kl_coef=0.01)
+    policies = group.learner.policies
+    reference = policies.weights(REFERENCE)
+    base = {n: p.clone() for n, p in policies.module("base").named_parameters() if "lora_" not in n}
+    train(group, 2)
+    assert all(torch.equal(w, reference[n]) for n, w in policies.weights(REFERENCE).items())
+    assert all(torch.equal(p, base[n]) for n, p in policies.module("base").named_parameters() if n in base)
+
+
+def test_a_restored_group_goes_on_bit_for_bit_and_keeps_its_reference(make_group: MakeGroup, tmp_path: Path) -> None:
+    config = make_config(kl_coef=0.5)
+    group = make_group(config)
+    train(group, 2)
+    group.save(str(tmp_path / "learner"))
+    group.learner.policies.save(ROLE, tmp_path / "policies" / ROLE)
+    work = make_plan(2)
+    expected = group.update(work, make_settings(work))
+    resumed = LocalLearnerGroup(config, ROLE, str(tmp_path / "policies"))
+    resumed.restore(str(tmp_path / "learner"))
+    assert resumed.update(work, make_settings(work)) == expected
+    assert expected[0]["reference_kl"] > 0
+    assert far(resumed.weights(), group.weights()) == 0.0
+    resumed.close()
+
+
+def test_restoring_from_a_folder_without_a_checkpoint_is_an_error(make_group: MakeGroup, tmp_path: Path) -> None:
+    with pytest.raises(MemR1Error, match="no learner checkpoint"):
+        make_group().restore(str(tmp_path))
+
+
+def test_a_recurrent_model_trains_without_shared_prompts_and_says_so(
+    make_group: MakeGroup, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    build("mamba").save_pretrained(tmp_path / "mamba")
+    base = make_config(weights="full")
+    config = replace(base, model=replace(base.model, name=str(tmp_path / "mamba")))
+    with caplog.at_level(logging.WARNING):
+        group = make_group(config)
+    assert not group.supports_shared_prefixes()
+    assert "shared prompts are computed once per completion" in caplog.text
+    sequences = [TrainSequence((5, 6, 7), (8 + i, 9), (True, True), 1.0 - 2 * i, (-4.0, -4.0)) for i in range(2)]
+    start = group.weights()
+    work = plan_microbatches(
+        sequences, num_ranks=1, max_tokens_per_microbatch=64, pad_id=0, share_prefixes=group.supports_shared_prefixes()
+    )
+    (stats,) = group.update(work, make_settings(work))
+    assert stats["tokens"] == 4
+    assert far(group.weights(), start) == pytest.approx(LEARNING_RATE, rel=0.1)
+
+
+def test_an_attention_model_shares_prompts_unless_told_not_to(make_group: MakeGroup) -> None:
+    assert make_group().supports_shared_prefixes()
+    assert not make_group(share_prefixes=False).supports_shared_prefixes()

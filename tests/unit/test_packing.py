@@ -1,0 +1,319 @@
+"""The layout of micro-batches, and that no layout changes a log-probability or a gradient.
+
+Optimizer steps over several ranks are in tests/e2e/test_learner_ranks.py.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memr1.algos.losses import grpo_loss, token_weights
+from memr1.learner.packing import MicroBatch, Plan, TrainSequence, plan_microbatches
+from memr1.learner.scoring import CompletionScorer, to_tensors
+from tests.unit.small_models import VOCAB, build, plain_logprobs
+
+PAD = 2
+
+
+def plan(
+    sequences: Sequence[TrainSequence], *, ranks: int = 1, budget: int = 10**6, share: bool = True, pad: int = PAD
+) -> Plan:
+    return plan_microbatches(
+        sequences, num_ranks=ranks, max_tokens_per_microbatch=budget, pad_id=pad, share_prefixes=share
+    )
+
+
+def grouped_sequences(seed: int = 0, vocab: int = VOCAB) -> list[TrainSequence]:
+    """Three prompts with four completions each, of 1 to 7 tokens, some of them not to be trained on."""
+    rng = random.Random(seed)
+    out = []
+    for length in (5, 11, 17):
+        prompt = tuple(rng.randrange(3, vocab) for _ in range(length))
+        for n in (1, 7, 3, 4):
+            mask = tuple(i == 0 or rng.random() < 0.7 for i in range(n))
+            out.append(
+                TrainSequence(
+                    prompt,
+                    tuple(rng.randrange(3, vocab) for _ in range(n)),
+                    mask,
+                    rng.gauss(0, 1),
+                    tuple(-rng.random() for _ in range(n)),
+                )
+            )
+    return out
+
+
+def gradient(model: Any, work: Plan, aggregation: str = "token-mean") -> dict[str, torch.Tensor]:
+    """Gradient of the loss of one optimizer step, summed over the micro-batches of all ranks."""
+    model.zero_grad()
+    scorer = CompletionScorer(model)
+    denominator = work.trained_tokens if aggregation == "token-mean" else work.trained_sequences
+    for batch in (b for rank in work.ranks for b in rank):
+        if not len(batch.targets):
+            continue
+        logprobs, _ = scorer(**to_tensors(batch, "cpu"))
+        weights = token_weights(
+            torch.from_numpy(batch.mask),
+            torch.from_numpy(batch.sequence_ids),
+            aggregation=aggregation,
+            denominator=denominator,
+        )
+        grpo_loss(logprobs, logprobs.detach(), torch.from_numpy(batch.advantages), weights).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Norm of the difference over the norm of the gradient."""
+    assert a.keys() == b.keys()
+    norm = sum(float(g.square().sum()) for g in a.values()) ** 0.5
+    assert norm > 1e-3
+    return sum(float((a[n] - b[n]).square().sum()) for n in a) ** 0.5 / norm
+
+
+def scores(model: Any, work: Plan) -> dict[tuple[Any, ...], list[float]]:
+    """Log-probabilities by sequence, whatever the layout: keyed by prompt and completion."""
+    scorer = CompletionScorer(model)
+    out: dict[tuple[Any, ...], list[float]] = {}
+    for batch in (b for rank in work.ranks for b in rank):
+        with torch.no_grad():
+            logprobs, _ = scorer(**to_tensors(batch, "cpu"))
+        for s in np.unique(batch.sequence_ids):
+            own = batch.sequence_ids == s
+            row = batch.score_row[own][0]
+            prompt = tuple(batch.input_ids[row][batch.segments[row] == 0].tolist())
+            out[prompt, tuple(batch.targets[own].tolist())] = logprobs[torch.from_numpy(own)].tolist()
+    return out
+
+
+# -- shared prompts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma2", "mistral", "gpt2"])
+def test_logprobs_are_the_same_with_and_without_shared_prompts(architecture: str) -> None:
+    model, sequences = build(architecture), grouped_sequences()
+    shared, apart = plan(sequences), plan(sequences, share=False)
+    assert shared.computed_tokens == 33 + 3 * 11
+    assert apart.computed_tokens == apart.unshared_tokens == 4 * 33 + 3 * 11
+    a, b = scores(model, shared), scores(model, apart)
+    assert len(a) == len(b) == 12
+    for s in sequences:
+        key = (s.prompt_ids, s.completion_ids)
+        expected = plain_logprobs(model, s.prompt_ids, s.completion_ids).tolist()
+        assert a[key] == pytest.approx(expected, abs=1e-4)
+        assert b[key] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "mistral"])
+def test_gradient_is_the_same_with_and_without_shared_prompts(architecture: str) -> None:
+    model, sequences = build(architecture), grouped_sequences()
+    assert distance(gradient(model, plan(sequences)), gradient(model, plan(sequences, share=False))) < 1e-3
+
+
+def test_gradient_on_tiny_random_is_the_same_with_and_without_shared_prompts(tiny_random: Any) -> None:
+    from memr1.models.adapters import PolicyModel
+
+    policies = PolicyModel.create("tiny-random", ("answerer",), dtype="float32", device="cpu")
+    weights = policies.weights("answerer")
+    torch.manual_seed(0)  # a fresh adapter is 0 in one half, and would give half of the gradient only
+    policies.load_weights("answerer", {n: torch.randn_like(w) * 0.1 for n, w in weights.items()})
+    sequences = grouped_sequences(vocab=250)
+    with policies.use("answerer") as model:
+        policies.train_only("answerer")
+        shared, apart = gradient(model, plan(sequences)), gradient(model, plan(sequences, share=False))
+    assert len(shared) == len(weights) == 28
+    assert distance(shared, apart) < 1e-3
+
+
+# -- other layouts ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean"])
+@pytest.mark.parametrize(
+    "layout",
+    ["reordered", "more padding", "a micro-batch per row", "rows split", "two ranks", "five ranks", "pad is eos"],
+)
+def test_gradient_does_not_depend_on_the_layout(layout: str, aggregation: str) -> None:
+    model, sequences = build("llama"), grouped_sequences()
+    base = plan(sequences, budget=64)
+    other = {
+        "reordered": lambda: plan(random.Random(5).sample(sequences, len(sequences)), budget=64),
+        "more padding": lambda: plan(sequences, budget=10**6, share=False),
+        "a micro-batch per row": lambda: plan(sequences, budget=1, share=False),
+        "rows split": lambda: plan(sequences, budget=20),
+        "two ranks": lambda: plan(sequences, ranks=2, budget=64),
+        "five ranks": lambda: plan(sequences, ranks=5, budget=64),
+        "pad is eos": lambda: plan(sequences, budget=64, pad=1),
+    }[layout]()
+    assert distance(gradient(model, base, aggregation), gradient(model, other, aggregation)) < 1e-5
+
+
+def test_an_untrained_sequence_beside_the_others_changes_no_gradient() -> None:
+    model, sequences = build("llama"), grouped_sequences()
+    idle = TrainSequence(sequences[0].prompt_ids, (9, 8, 7), (False,) * 3, 5.0, (-1.0,) * 3)
+    assert distance(gradient(model, plan(sequences)), gradient(model, plan([idle, *sequences, idle]))) < 1e-6
+
+
+def test_tokens_after_a_trained_one_change_nothing_and_tokens_before_it_do() -> None:
+    model = build("llama")
+    first = TrainSequence((5, 6, 7), (10, 11, 12), (True, False, False), 1.0)
+    later = replace(first, completion_ids=(10, 40, 41))
+    assert distance(gradient(model, plan([first])), gradient(model, plan([later]))) < 1e-6
+    second = replace(first, loss_mask=(False, True, False))
+    before = replace(second, completion_ids=(20, 11, 12))
+    assert distance(gradient(model, plan([second])), gradient(model, plan([before]))) > 0.1
+
+
+# -- counts and edges -------------------------------------------------------------------------------------------
+
+
+def test_token_counts_are_those_of_the_sequences_that_train() -> None:
+    work = plan(
+        [
+            TrainSequence((3, 4, 5), (6, 7), (True, False)),
+            TrainSequence((3, 4, 5), (8,), (True,)),
+            TrainSequence((9,), (8, 8, 8), (True,) * 3),
+            TrainSequence((9,), (8, 8), (False, False)),
+        ]
+    )
+    assert (work.trained_tokens, work.trained_sequences) == (5, 3)
+    assert work.computed_tokens == (3 + 1 + 0) + (1 + 2)
+    assert work.unshared_tokens == (3 + 1) + 3 + (1 + 2)
+    assert sum(b.num_tokens for b in work.ranks[0]) == work.computed_tokens
+
+
+def test_a_completion_of_one_token_is_scored_at_the_last_token_of_the_prompt() -> None:
+    ((batch,),) = plan([TrainSequence((3, 4, 5), (6,), (True,))]).ranks
+    assert batch.input_ids.tolist() == [[3, 4, 5]]
+    assert batch.score_position.tolist() == [2]
+    assert batch.targets.tolist() == [6]
+
+
+def test_positions_restart_after_the_prompt_for_every_completion() -> None:
+    ((batch,),) = plan(
+        [TrainSequence((3, 4, 5), (6, 7, 8), (True,) * 3), TrainSequence((3, 4, 5), (9, 10), (True,) * 2)]
+    ).ranks
+    assert batch.input_ids.tolist() == [[3, 4, 5, 6, 7, 9]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert batch.segments.tolist() == [[0, 0, 0, 1, 1, 2]]
+    assert batch.score_position.tolist() == [2, 3, 4, 2, 5]
+    assert batch.targets.tolist() == [6, 7, 8, 9, 10]
+
+
+def test_a_prompt_longer_than_the_budget_gets_a_micro_batch_of_its_own() -> None:
+    long = TrainSequence(tuple(range(3, 43)), (5, 6), (True, True))
+    short = TrainSequence((3, 4), (5, 6), (True, True))
+    (batches,) = plan([short, long, short], budget=16).ranks
+    assert [b.input_ids.shape for b in batches] == [(1, 41), (1, 4)]
+
+
+def test_micro_batches_stay_within_the_budget_padding_counted() -> None:
+    (batches,) = plan(grouped_sequences() * 3, budget=50, share=False).ranks
+    assert all(b.input_ids.size <= 50 for b in batches)
+    assert sum(b.input_ids.shape[0] for b in batches) == 36
+
+
+def test_every_rank_gets_the_same_number_of_micro_batches_and_fillers_train_nothing() -> None:
+    work = plan(grouped_sequences(), ranks=5, budget=30)
+    assert len({len(r) for r in work.ranks}) == 1
+    fillers = [b for r in work.ranks for b in r if not len(b.targets)]
+    assert fillers
+    assert all(b.input_ids.shape == (1, 1) and b.num_tokens == 1 for b in fillers)
+    trained = sum(int(b.mask.sum()) for r in work.ranks for b in r)
+    assert trained == work.trained_tokens == sum(sum(s.loss_mask) for s in grouped_sequences())
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no sequence has a token to train on"):
+        plan([TrainSequence((3,), (4, 5), (False, False))])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((), (1,), (True,)), "at least one prompt token"),
+        (((1,), (1, 2), (True,)), "got 2, 1, None"),
+        (((1,), (1, 2), (True, True), 1.0, (-1.0,)), "got 2, 2, 1"),
+        (((1,), (1,), (True,), float("nan")), "advantage must be finite"),
+    ],
+)
+def test_a_train_sequence_that_would_shift_its_neighbours_is_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainSequence(*arguments)
+
+
+ids = st.integers(3, 9)
+
+
+@st.composite
+def any_sequences(draw: st.DrawFn) -> list[TrainSequence]:
+    prompts = draw(st.lists(st.lists(ids, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4))
+    out = []
+    for i in range(draw(st.integers(1, 10))):
+        n = draw(st.integers(0, 6))
+        completion = tuple(draw(st.lists(ids, min_size=n, max_size=n)))
+        mask = tuple(draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+        # distinct values make a swap of two tokens or sequences visible
+        out.append(
+            TrainSequence(
+                draw(st.sampled_from(prompts)), completion, mask, float(i), tuple(-i - j / 8 for j in range(n))
+            )
+        )
+    return out
+
+
+def read_back(batch: MicroBatch) -> list[TrainSequence]:
+    """Sequences as the model sees them, from nothing but what it attends to: the mask, not the layout's own order."""
+    out = []
+    for s in np.unique(batch.sequence_ids):
+        own = batch.sequence_ids == s
+        (row,) = set(batch.score_row[own].tolist())
+        columns = batch.score_position[own]
+        segment = batch.segments[row]
+        last = columns[-1]
+        visible = [c for c in range(last + 1) if segment[c] == 0 or segment[c] == segment[last]]
+        seen = batch.input_ids[row][visible].tolist()
+        assert batch.position_ids[row][visible].tolist() == list(range(len(visible)))
+        targets = batch.targets[own].tolist()
+        prompt = seen[: len(seen) - len(targets) + 1]
+        assert seen == prompt + targets[:-1]  # each target follows what the model has read before it
+        assert batch.position_ids[row][columns].tolist() == list(range(len(prompt) - 1, len(seen)))
+        (advantage,) = set(batch.advantages[own].tolist())
+        assert batch.rollout_logprobs is not None
+        out.append(
+            TrainSequence(
+                tuple(prompt),
+                tuple(targets),
+                tuple(batch.mask[own].tolist()),
+                advantage,
+                tuple(batch.rollout_logprobs[own].tolist()),
+            )
+        )
+    return out
+
+
+@settings(max_examples=150, deadline=None)
+@given(sequences=any_sequences(), ranks=st.integers(1, 3), budget=st.integers(1, 40), share=st.booleans())
+def test_every_completion_token_is_scored_once_with_its_own_target_mask_advantage_and_logprob(
+    sequences: list[TrainSequence], ranks: int, budget: int, share: bool
+) -> None:
+    live = [s for s in sequences if any(s.loss_mask)]
+    if not live:
+        with pytest.raises(ValueError, match="no sequence"):
+            plan(sequences, ranks=ranks, budget=budget, share=share)
+        return
+    work = plan(sequences, ranks=ranks, budget=budget, share=share)
+    assert len(work.ranks) == ranks
+    assert len({len(r) for r in work.ranks}) == 1
+    found = [s for rank in work.ranks for batch in rank for s in read_back(batch)]
+    key = lambda s: (s.advantage, s.prompt_ids)  # noqa: E731
+    assert sorted(found, key=key) == sorted(live, key=key)
+    assert work.computed_tokens <= work.unshared_tokens
