@@ -19,6 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# OpenMP threads that spin while they wait starve each other as soon as two processes share two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Ray reads these once, when it is imported. Left unset, a local cluster turns token authentication on by itself and
 # writes a token into the home directory; set later, the driver and its cluster disagree and the start fails.
 if "RAY_AUTH_MODE" not in os.environ:

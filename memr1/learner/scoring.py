@@ -102,8 +102,8 @@ class CompletionScorer(nn.Module):
         if not self.packs:
             if segments.numel() and int(segments.max()) > 1:
                 raise ValueError(
-                    f"{type(self.causal_lm).__name__} cannot score completions that share a row; plan the micro-batches "
-                    "with share_prefixes=False"
+                    f"{type(self.causal_lm).__name__} cannot score completions that share a row; plan the "
+                    "micro-batches with share_prefixes=False"
                 )
             # padding is on the right, where a causal model does not see it: positions count from the left by default
             return {"input_ids": input_ids, "attention_mask": (segments >= 0).long(), "use_cache": False}

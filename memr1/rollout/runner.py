@@ -5,6 +5,7 @@ The same class runs in the driver (`local` backend, `memr1 eval`) and inside Ray
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from memr1.trajectory import Trajectory
 
 ROLES = ("manager", "answerer")
 """Roles with weights of their own."""
+VERSIONS_FILE = "versions.json"
+"""Beside the saved policies: the weight version of each role, so that a resumed run goes on counting."""
 
 
 @dataclass(frozen=True)
@@ -120,11 +123,16 @@ class Runner:
         """Write the weights of every role to `<folder>/<role>` in the ordinary peft or transformers format."""
         for role in ROLES:
             self.policies.save(role, Path(folder) / role)
+        versions = {role: self.engine.weight_versions()[role] for role in ROLES}
+        (Path(folder) / VERSIONS_FILE).write_text(json.dumps(versions))
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """Read the weights of some roles as `save_policies` wrote them."""
         for role in roles:
             self.policies.load(role, Path(folder) / role)
+        written = Path(folder) / VERSIONS_FILE
+        versions = json.loads(written.read_text()) if written.is_file() else {}  # other tools write none
+        self.engine.set_weight_versions({role: int(versions.get(role, 0)) for role in roles})
 
     def pop_timings(self) -> dict[str, float]:
         """Seconds and tokens of prefill and decoding since the last call."""

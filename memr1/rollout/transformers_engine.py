@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -66,6 +66,10 @@ class TransformersEngine:
     def weight_versions(self) -> dict[str, int]:
         """See `Engine.weight_versions`."""
         return dict(self._versions)
+
+    def set_weight_versions(self, versions: Mapping[str, int]) -> None:
+        """Say which versions the weights are that the policy model was just given from files."""
+        self._versions.update(versions)
 
     def pop_timings(self) -> dict[str, float]:
         """Seconds (`prefill_s`, `decode_s`) and tokens (`prefill_tokens`, `decode_tokens`) since the last call."""

@@ -195,9 +195,7 @@ def test_a_full_disk_is_met_by_real_weights_too(small_disk: Path, tiny_random: P
     with pytest.raises(MemR1Error, match="step_000002: the checkpoint could not be written"):
         save_checkpoint(small_disk, TrainState(step=2), lambda f: policies.save("manager", f"{f}/manager"), None)
     with pytest.raises(MemR1Error, match="step_000003: the checkpoint could not be written"):
-        save_checkpoint(
-            small_disk, TrainState(step=3), write, lambda f: torch.save(torch.zeros(10**6), f"{f}.pt")
-        )
+        save_checkpoint(small_disk, TrainState(step=3), write, lambda f: torch.save(torch.zeros(10**6), f"{f}.pt"))
     assert names(small_disk) == ["step_000001"]
     assert json.loads((small_disk / "checkpoints/step_000001/state.json").read_text())["step"] == 1
 

@@ -56,7 +56,9 @@ def test_episodes_of_different_lengths_are_played_in_lockstep_and_keep_their_ord
 
 def test_an_episode_gets_its_own_completions() -> None:
     def speaking(number: int) -> Episode[str]:
-        completions = yield [GenerationRequest((65 + number, 66 + i), "base", SamplingParams(40)) for i in range(number)]
+        completions = yield [
+            GenerationRequest((65 + number, 66 + i), "base", SamplingParams(40)) for i in range(number)
+        ]
         return "".join(chr(c.ids[0]) + chr(c.ids[1]) for c in completions)
 
     engine = ScriptedEngine(lambda prompt, request: prompt)

@@ -85,7 +85,14 @@ def test_evidence_recall_is_the_share_of_evidence_turns_shown() -> None:
     dialogue = Dialogue(
         "d",
         ("Ana",),
-        (Session("s", None, "", tuple(Turn(f"D1:{i}", "Ana", t) for i, t in enumerate(("red apple", "blue sky", "hm"))),),),
+        (
+            Session(
+                "s",
+                None,
+                "",
+                tuple(Turn(f"D1:{i}", "Ana", t) for i, t in enumerate(("red apple", "blue sky", "hm"))),
+            ),
+        ),
         (
             Question("q1", "red apple blue sky", "x", "c", evidence=("D1:0", "D1:1")),
             Question("q2", "apple", "x", "c", evidence=("D1:0", "D1:1")),
@@ -185,7 +192,11 @@ STATE = TrainState(
 
 
 def table(
-    tmp_path: Path, systems: list[str], *overrides: str, state: TrainState = STATE, dialogues: list[Dialogue] = DIALOGUES
+    tmp_path: Path,
+    systems: list[str],
+    *overrides: str,
+    state: TrainState = STATE,
+    dialogues: list[Dialogue] = DIALOGUES,
 ) -> tuple[list[str], FakePool, str, Config]:
     config = load_config(None, [*BASE, f"output={tmp_path}", "name=r", *overrides])
     pool, said = FakePool(make_world(*overrides)), io.StringIO()
@@ -229,7 +240,10 @@ def test_oracle_systems_are_left_out_where_there_is_no_oracle(tmp_path: Path) ->
         Dialogue(
             d.id,
             d.speakers,
-            tuple(Session(s.id, s.time, s.time_text, tuple(Turn(t.id, t.speaker, t.text) for t in s.turns)) for s in d.sessions),
+            tuple(
+                Session(s.id, s.time, s.time_text, tuple(Turn(t.id, t.speaker, t.text) for t in s.turns))
+                for s in d.sessions
+            ),
             d.questions,
         )
         for d in DIALOGUES
@@ -250,7 +264,9 @@ def test_systems_that_the_run_made_no_weights_for_are_left_out(tmp_path: Path) -
 
 
 def test_a_table_without_any_row_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(MemR1Error, match=r"no system can be evaluated on factworld; trained: the run has no finished stage"):
+    with pytest.raises(
+        MemR1Error, match=r"no system can be evaluated on factworld; trained: the run has no finished stage"
+    ):
         table(tmp_path, ["trained"], state=TrainState())
 
 
@@ -259,6 +275,8 @@ def test_a_stopped_evaluation_keeps_its_rows_and_is_not_finished(tmp_path: Path)
     pool, answers = FakePool(make_world()), iter([False, True])
     with RunLog(config.run_dir) as log:
         quiet = Console(file=io.StringIO())
-        rows = evaluate(config, pool, STATE, log, quiet, "factworld", DIALOGUES, ["bm25", "trained"], lambda: next(answers))  # type: ignore[arg-type]
+        rows = evaluate(
+            config, pool, STATE, log, quiet, "factworld", DIALOGUES, ["bm25", "trained"], lambda: next(answers)
+        )  # type: ignore[arg-type]
     assert [r.system for r in rows] == ["bm25"]
     assert not is_evaluated(config, STATE)

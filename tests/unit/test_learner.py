@@ -236,6 +236,19 @@ def test_bf16_base_trains_fp32_adapters(make_group: MakeGroup) -> None:
     assert agree.mean() > 0.9
 
 
+def test_full_weights_in_bf16_add_small_steps_up_in_a_fp32_master(make_group: MakeGroup) -> None:
+    group = make_group(weights="full", dtype="bfloat16")
+    start, work = group.weights(), make_plan()
+    for _ in range(20):
+        group.update(work, make_settings(work, lr=1e-5))
+    # bf16 numbers from 0.01 to 0.05 lie at least 6e-5 apart, so one step of 1e-5 rounds away; the sum of 20 does not
+    names = [n for n in start if "proj" in n]
+    old, new = (np.concatenate([w[n].ravel() for n in names]) for w in (start, group.weights()))
+    large = (np.abs(old) > 0.01) & (np.abs(old) < 0.05)
+    assert large.sum() > 1000
+    assert (old != new)[large].mean() > 0.8
+
+
 def test_only_the_role_that_learns_moves(make_group: MakeGroup) -> None:
     group = make_group(kl_coef=0.01)
     policies = group.learner.policies

@@ -33,7 +33,18 @@ SNIPPETS = st.sampled_from(
     [
         *("ADD", "UPDATE", "DELETE", "NOOP", "NONE", "1", "2", "9", "-1", "0", "x", " ", "\n", "\r", "\t", "\u2028"),
         *("Use:", "Use: none", "Answer:", "**Answer:**", "- 1\n", ", ", "none", "9" * 5000, "٣", "\x00", "\ud800"),
-        *('{"memory": [', "]}", '{"id": "1",', '"event": "ADD"', '"text": "a"', "},{", "NaN", "1e999", "```", "```json\n"),
+        *(
+            '{"memory": [',
+            "]}",
+            '{"id": "1",',
+            '"event": "ADD"',
+            '"text": "a"',
+            "},{",
+            "NaN",
+            "1e999",
+            "```",
+            "```json\n",
+        ),
         *("[" * 2000, '{"a":' * 900, "null", "true", '"', "\\", "Ana lives in Bergen"),
     ]
 )
@@ -52,7 +63,9 @@ JSON_ITEMS = st.fixed_dictionaries(
         "old_memory": JSON_VALUES,
     },
 )
-JSON_DECISIONS = st.one_of(JSON_VALUES, st.fixed_dictionaries({"memory": st.lists(JSON_ITEMS | JSON_VALUES, max_size=4)}))
+JSON_DECISIONS = st.one_of(
+    JSON_VALUES, st.fixed_dictionaries({"memory": st.lists(JSON_ITEMS | JSON_VALUES, max_size=4)})
+)
 
 
 def bank() -> MemoryBank:

@@ -81,7 +81,9 @@ def test_an_answerer_s_demonstration_gives_the_gold_answer_from_the_evidence(pro
 
 
 def test_what_ceased_to_hold_is_answered_unknown_without_a_source() -> None:
-    made = [t for t in tasks([w.dialogue for w in fact_worlds(20)], make_world(), "answerer") if t.kind == "unanswerable"]
+    made = [
+        t for t in tasks([w.dialogue for w in fact_worlds(20)], make_world(), "answerer") if t.kind == "unanswerable"
+    ]
     revoked = [t for t in made if isinstance(t.task, AnswerTask) and t.task.evidence]
     assert revoked and len(made) > len(revoked)
     assert {t.task.gold for t in made if isinstance(t.task, AnswerTask)} == {"unknown"}
