@@ -28,13 +28,19 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="key=value changes, 
 RunDir = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/train_local.")]
 
 
-@app.callback()
-def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
-) -> None:
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         print(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -54,7 +60,9 @@ def train(
 
 @app.command("eval")
 def evaluate(
-    run_dir: RunDir,
+    run_dir: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, for example runs/train_local.", show_default=False)
+    ] = None,
     benchmark: Annotated[str, typer.Option(help="factworld, locomo or jsonl.")] = "factworld",
     path: Annotated[Path | None, typer.Option(help="Data file, for locomo and jsonl.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
@@ -73,16 +81,19 @@ def evaluate(
     console = Console()
     if list_systems:
         table = Table("system", "memory", "answerer", "manager", "what it is")
+        table.columns[0].no_wrap = True
         for s in SYSTEMS.values():
             table.add_row(s.name, s.memory, s.answerer, s.manager if s.memory == "manager" else "", s.description)
         console.print(table)
         return
+    if run_dir is None:
+        raise MemR1Error("name the folder of a run, for example runs/train_local; its weights are evaluated")
     from memr1.evaluation.evaluate import evaluate_folder
     from memr1.training.report import write_report
 
     chosen = tuple(s for s in systems.split(",") if s)
     evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console)
-    console.print(f"report: {write_report(run_dir)}")
+    console.print(f"report: {write_report(run_dir)}", soft_wrap=True, markup=False)
 
 
 @app.command()
@@ -90,6 +101,8 @@ def report(run_dir: RunDir) -> None:
     """Write report.html and report.md of a run anew."""
     from memr1.training.report import write_report
 
+    if run_dir.is_dir() and not (run_dir / "config.yaml").is_file():
+        raise MemR1Error(f"{run_dir}: no run there (no config.yaml); name the folder that `memr1 train` printed")
     print(write_report(run_dir))
 
 
@@ -158,7 +171,8 @@ def data_show(
     from memr1.data.factworld import FactWorldConfig
     from memr1.data.load import load_dialogues
 
-    dialogues = load_dialogues(kind, str(path) if path else None, split, FactWorldConfig(num_worlds=index + 1))
+    generated = FactWorldConfig(num_worlds=max(index, 0) + 1)
+    dialogues = load_dialogues(kind, str(path) if path else None, split, generated)
     if not 0 <= index < len(dialogues):
         raise MemR1Error(f"--index {index}: there are {len(dialogues)} dialogues, counted from 0")
     dialogue = dialogues[index]

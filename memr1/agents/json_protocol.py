@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memr1.agents.protocol import Answer, Decision, Messages, displayed_date, entry_lines, unknown_id
+from memr1.agents.protocol import Answer, Decision, Messages, displayed_date, entry_lines, one_line, unknown_id
 from memr1.memory.types import Event, MemoryEntry, MemoryOp
 
 _MANAGER_SYSTEM = """\
@@ -132,7 +132,7 @@ class JsonAnswerer:
         """See `AnswererProtocol.render`."""
         return [
             {"role": "system", "content": _ANSWERER_SYSTEM},
-            {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\n\nQuestion: {question}"},
+            {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\n\nQuestion: {one_line(question)}"},
         ]
 
     def parse(self, completion: str) -> Answer:

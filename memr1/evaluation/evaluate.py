@@ -153,6 +153,9 @@ def evaluate_folder(
     if not (run_dir / "config.yaml").is_file():
         raise MemR1Error(f"{run_dir}: no run there (no config.yaml); name the folder that `memr1 train` printed")
     config = load_config(run_dir / "config.yaml", [*overrides, f"output={run_dir.parent}", f"name={run_dir.name}"])
+    systems = systems or config.evaluation.systems
+    for name in systems:
+        get_system(name)  # before models are loaded
     if benchmark == "factworld":
         dialogues = held_out_worlds(config, split)
     else:
@@ -164,8 +167,6 @@ def evaluate_folder(
     pool = LocalPool(config)
     try:
         with RunLog(run_dir) as log:
-            return evaluate(
-                config, pool, state, log, console, benchmark, dialogues, systems or config.evaluation.systems
-            )
+            return evaluate(config, pool, state, log, console, benchmark, dialogues, systems)
     finally:
         pool.close()

@@ -189,9 +189,7 @@ class Trainer:
         self.sampler = ResumableSampler(len(self.tasks), self.config.seed + state.stage)
         if state.sampler is not None:
             self.sampler.load_state_dict(state.sampler)
-        # weights as the stage began, which are the KL's reference; in mid-stage `restore` brings the newer ones
-        ends = list(state.stage_ends.values())
-        policies = str(self.config.run_dir / "checkpoints" / ends[-1] / "policies") if ends else None
+        policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
         self.learners = self.make_learners(stage.role, policies)
         if state.stage_step > 0 and self.checkpoint is not None:
             self.learners.restore(str(self.checkpoint / "learner"))

@@ -24,6 +24,9 @@ from memr1.training.worlds import training_dialogues
 FREE_TO_CHANGE = ("name", "output", "evaluation", "checkpoint", "tensorboard", "backend")
 """Top-level fields that may differ when a run is resumed; the others would make it another run."""
 
+_PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False}
+"""For lines with paths: left whole, so that they can be copied."""
+
 
 class Session(Protocol):
     """A training session on one backend."""
@@ -54,14 +57,16 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
         training_dialogues(config)  # a file that cannot be read is refused before models are loaded
     checkpoint = prepare_folder(config, resume)
     if checkpoint is not None and _nothing_left(config, load_state(checkpoint)):
-        console.print(f"{run_dir}: the run is finished and evaluated already; report: {write_report(run_dir)}")
+        console.print(
+            f"{run_dir}: the run is finished and evaluated already; report: {write_report(run_dir)}", **_PLAIN
+        )
         return run_dir
     with RunLog(run_dir, tensorboard=config.tensorboard) as log, _stop_after_step() as stopping:
         if checkpoint is None:
             log.info({"model": config.model.name, "seed": config.seed, "backend": config.backend})
             log.info({"started": time.time()})
         log.info({"machine": machine_info()})
-        console.print(f"run folder: {run_dir}" + (f", resumed from {checkpoint.name}" if checkpoint else ""))
+        console.print(f"run folder: {run_dir}" + (f", resumed from {checkpoint.name}" if checkpoint else ""), **_PLAIN)
         session = make_session(config, log, checkpoint)
         try:
             _train_stages(config, session, stopping, console)
@@ -73,7 +78,7 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
         finally:
             session.close()
             log.info({"seconds": session.trainer.state.seconds})
-            console.print(f"report: {write_report(run_dir)}")
+            console.print(f"report: {write_report(run_dir)}", **_PLAIN)
     return run_dir
 
 
@@ -106,7 +111,8 @@ def _train_stages(config: Config, session: Session, stopping: list[bool], consol
         path = trainer.checkpoint
         if trainer.state.step > 0 and (path is None or load_state(path).step < trainer.state.step):
             path = trainer.save()
-        console.print(f"stopped; checkpoint: {path}. Go on with --resume auto" if path else "stopped before a step")
+        where = f"checkpoint: {path}. Go on with --resume auto" if path else "no step was finished"
+        console.print(f"stopped; {where}", **_PLAIN)
 
 
 def _steps_of(config: Config, trainer: Trainer) -> int:

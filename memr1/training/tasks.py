@@ -103,16 +103,12 @@ def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[Train
 
 
 def _linked_questions(dialogue: Dialogue, moment: Moment, seen: set[str]) -> tuple[LinkedQuestion, ...]:
-    """Questions asked right after this turn, or those whose evidence is complete with it."""
-
-    def linked(q: Question) -> bool:
-        if not (q.answer or "").strip():
-            return False  # nothing to score
-        if q.asked_after is not None:
-            return q.asked_after == moment.turn.id
-        return moment.turn.id in q.evidence and set(q.evidence) <= seen
-
-    return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in dialogue.questions if linked(q))
+    """Questions asked right after this turn; where a dataset has none, those whose evidence is complete with it."""
+    scorable = [q for q in dialogue.questions if (q.answer or "").strip()]
+    linked = [q for q in scorable if q.asked_after == moment.turn.id]
+    if not any(q.asked_after for q in scorable):
+        linked = [q for q in scorable if moment.turn.id in q.evidence and set(q.evidence) <= seen]
+    return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in linked)
 
 
 def _decision_demonstration(moment: Moment, world: World) -> TrainSequence | None:

@@ -62,7 +62,7 @@ def _interrupted(update: Any) -> Any:
     def with_signal(self: Trainer, learners: Any, sequences: Sequence[Any]) -> dict[str, float]:
         name, _, step = os.environ.get(SIGNAL_VARIABLE, ":").partition(":")
         if step and self.state.step == int(step):
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), signal.Signals[name])
         return dict(update(self, learners, sequences))
 
     return with_signal

@@ -1,4 +1,4 @@
-"""What tests of agents and episodes share: a small world to play in, and an engine that says what a test tells it to."""
+"""What tests of agents and episodes share: a small world to play in, and an engine that says what it is told to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from memr1.agents.roles import make_agents
 from memr1.config import Config, load_config
-from memr1.data.factworld import FactWorldConfig, World as FactWorld, generate
+from memr1.data.factworld import FactWorldConfig, generate
+from memr1.data.factworld import World as FactWorld
 from memr1.envs.episode import World
 from memr1.memory.embed import load_embedder
 from memr1.memory.types import MemoryEntry

@@ -6,7 +6,9 @@ that a protocol can provoke (test_memory_bank.py).
 
 from __future__ import annotations
 
+import doctest
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -351,3 +353,9 @@ def test_dates_are_displayed_in_words_and_unreadable_ones_as_they_are() -> None:
     assert displayed_date("2024-12-31") == "31 December 2024"
     assert displayed_date(None) == displayed_date("") == ""
     assert displayed_date("last spring") == "last spring"
+
+
+def test_the_examples_of_the_agents_page_print_what_it_says() -> None:
+    page = Path(__file__).parents[2] / "docs" / "agents.md"
+    outcome = doctest.testfile(str(page), module_relative=False)
+    assert outcome.attempted >= 25 and outcome.failed == 0
