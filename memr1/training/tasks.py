@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from memr1.agents.protocol import displayed_date
 from memr1.data.factworld_questions import UNKNOWN
-from memr1.data.types import Dialogue, Question
+from memr1.data.types import Dialogue
 from memr1.envs.answering import AnswerTask
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive

@@ -87,10 +87,13 @@ def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, ma
             group.update(plan, settings)
         assert time.monotonic() - start < 8 + 10 + 10
         os.kill(stopped, signal.SIGCONT)
+        stopped = 0
         ray.kill(group.actors[1])
         with pytest.raises(LearnersLost, match="rank 1 died"):
             group.supports_shared_prefixes()
     finally:
+        if stopped:
+            os.kill(stopped, signal.SIGCONT)  # a stopped process cannot be ended by Ray
         group.close()
 
 

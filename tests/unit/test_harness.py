@@ -115,7 +115,7 @@ def test_full_context_shows_all_turns_and_keeps_the_newest_when_cut() -> None:
     assert not whole[0].prompt_cut
     assert whole[0].answer == turns[-1]  # shown in order of time, so the last is the newest
     budget = whole[0].prompt_tokens // 2
-    cut, _, engine = run("full-context", f"rollout.max_prompt_tokens={budget}")
+    cut, _, _ = run("full-context", f"rollout.max_prompt_tokens={budget}")
     assert cut[0].prompt_cut and cut[0].prompt_tokens <= budget
     assert list(cut[0].retrieved) == turns[::-1][: len(cut[0].retrieved)]
     assert 0 < len(cut[0].retrieved) < len(turns)
