@@ -146,7 +146,8 @@ def play_decision(
     parts: dict[str, float] = {}
     if values and not errors:
         parts[rewards[0].name] = sum(values) / len(values)
-        if memory.pressure > 0:
+        # where an answer is wrong whatever is stored, pressure alone would teach the manager to store nothing
+        if memory.pressure > 0 and min(values) == 1.0:
             parts["pressure"] = -memory.pressure * burden(decided, len(bank.entries()) - len(before))
     return Trajectory(
         task_id=task.id,

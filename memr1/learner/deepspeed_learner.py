@@ -95,6 +95,7 @@ class DeepSpeedLearner:
             model=self.scorer, model_parameters=trainable, config=self._deepspeed_config()
         )
         self._record_gradient_norm()
+        _limit_collectives(config.learner.collective_timeout_s)
 
     def _deepspeed_config(self) -> dict[str, Any]:
         learner = self.config.learner
@@ -288,3 +289,11 @@ def _join(rendezvous: Rendezvous, device: Any, timeout_s: float) -> None:
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
         )
+
+
+def _limit_collectives(timeout_s: float) -> None:
+    """Give every process group the timeout: those that DeepSpeed makes for itself get torch's 30 minutes."""
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)

@@ -101,9 +101,12 @@ class SentenceTransformerEmbedder:
 
         from sentence_transformers import SentenceTransformer
 
+        from memr1.models.registry import quiet_loading
+
         self.name = name or (f"{Path(source).name}-{_digest(Path(source))}" if local else source)
         try:
-            self._model: Any = SentenceTransformer(source, device=device, local_files_only=local)
+            with quiet_loading():
+                self._model: Any = SentenceTransformer(source, device=device, local_files_only=local)
         except (OSError, ValueError) as error:
             raise MemR1Error(f"embedder {source!r}: no such model ({error}); {_REMEDY}") from error
         self.dim: int = self._model.encode([""]).shape[1]

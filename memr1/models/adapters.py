@@ -120,6 +120,8 @@ class PolicyModel:
         import torch
         from peft import LoraConfig, get_peft_model
 
+        from memr1.models.registry import quiet_loading
+
         targets = settings.target_modules
         config = LoraConfig(
             r=settings.rank,
@@ -132,7 +134,7 @@ class PolicyModel:
         devices = [base.device] if base.device.type == "cuda" else []
         peft_model: Any = None
         for role in roles:
-            with torch.random.fork_rng(devices=devices):
+            with torch.random.fork_rng(devices=devices), quiet_loading():
                 torch.manual_seed(seed * 1_000_003 + zlib.crc32(role.encode()))
                 try:
                     if peft_model is None:

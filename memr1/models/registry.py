@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -128,7 +130,8 @@ def load_causal_lm(
     extra: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     extra.update(dtype=torch_dtype, output_loading_info=True)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(where, **extra)
+        with quiet_loading():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(where, **extra)
     except (OSError, ValueError) as e:
         raise _not_loaded("model", name, where, e) from e
     model, info = loaded
@@ -140,6 +143,24 @@ def load_causal_lm(
             f"shape: {shown}. Use a complete checkpoint of a causal language model"
         )
     return model.to(torch_device).eval()
+
+
+@contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Without transformers' progress bars and deprecation notes, which a run would repeat for every role and stage."""
+    import warnings
+
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def context_window(model: nn.Module) -> int:

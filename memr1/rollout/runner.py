@@ -82,13 +82,13 @@ class Runner:
         self.world = World(config, make_agents(config, tokenizer), load_embedder(config.memory.embedder))
 
     def _check_window(self) -> None:
-        rollout = self.config.rollout
+        rollout, name = self.config.rollout, self.config.model.name
         window = context_window(self.policies.module("base"))
         longest = rollout.max_prompt_tokens + max(rollout.answer_max_new_tokens, rollout.manager_max_new_tokens)
         if longest > window:
             raise MemR1Error(
-                f"rollout.max_prompt_tokens plus the longest completion is {longest} tokens, and {self.config.model.name} "
-                f"has a window of {window}; set rollout.max_prompt_tokens to at most "
+                f"rollout.max_prompt_tokens plus the longest completion is {longest} tokens, and {name} has "
+                f"a window of {window}; set rollout.max_prompt_tokens to at most "
                 f"{window - longest + rollout.max_prompt_tokens}"
             )
 
