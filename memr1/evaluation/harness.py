@@ -21,16 +21,23 @@ from memr1.memory.types import MemoryEntry
 from memr1.rollout.engine import Engine
 
 Retrieve = Callable[[str], list[MemoryEntry]]
+KeptBanks = dict[tuple[str, int, tuple[str, ...]], list[Ingested]]
+"""(policy, its weight version, dialogues) -> what that manager made of them."""
 
 
 def evaluate_system(
-    name: str, dialogues: Sequence[Dialogue], world: World, engine: Engine, benchmark: str
+    name: str,
+    dialogues: Sequence[Dialogue],
+    world: World,
+    engine: Engine,
+    benchmark: str,
+    kept: KeptBanks | None = None,
 ) -> tuple[list[Prediction], dict[str, float]]:
     """Predictions for every question at the end of every dialogue, and figures about the banks that were built."""
     system = get_system(name)
     start = time.perf_counter()
     embed_ahead(dialogues, world)
-    retrievers, figures = _memories(system, dialogues, world, engine)
+    retrievers, figures = _memories(system, dialogues, world, engine, {} if kept is None else kept)
     speaker = Speaker("answerer" if system.answerer != "untrained" else "base")
     asked = [
         (d, q, retrieve(q.text))
@@ -48,7 +55,7 @@ def evaluate_system(
 
 
 def _memories(
-    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine
+    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: KeptBanks
 ) -> tuple[list[Retrieve], dict[str, float]]:
     memory = world.config.memory
     budget = world.config.evaluation.retrieval_top_k
@@ -58,9 +65,7 @@ def _memories(
         make = {"bm25": _bm25, "embedding": _embedding, "full-context": _full_context}[system.memory]
         return [make(turn_entries(d), world, budget) for d in dialogues], {}
     if system.memory == "manager":
-        speaker = Speaker("manager" if system.manager != "untrained" else "base")
-        results = drive([ingest_with_manager(d, world, speaker) for d in dialogues], engine)
-        ingested = [_no_failure(r) for r in results]
+        ingested = _managed(system, dialogues, world, engine, kept)
         banks = [i.bank for i in ingested]
         figures = _figures(ingested)
     else:
@@ -72,6 +77,18 @@ def _memories(
         return lambda question: [h.entry for h in bank.search(question, memory.answerer_top_k)]
 
     return [from_bank(b) for b in banks], figures
+
+
+def _managed(
+    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: KeptBanks
+) -> list[Ingested]:
+    """Banks made by a manager; systems that differ only in their answerer share them."""
+    speaker = Speaker("manager" if system.manager != "untrained" else "base")
+    key = (speaker.policy, engine.weight_versions()[speaker.policy], tuple(d.id for d in dialogues))
+    if key not in kept:
+        results = drive([ingest_with_manager(d, world, speaker) for d in dialogues], engine)
+        kept[key] = [_no_failure(r) for r in results]
+    return kept[key]
 
 
 def _no_failure(result: Ingested | Failure) -> Ingested:

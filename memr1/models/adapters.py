@@ -73,6 +73,7 @@ class PolicyModel:
         self._peft = peft_model
         self._active = BASE
         self._training: str | None = None
+        self._merged: dict[str, tuple[Any, dict[Any, torch.Tensor]]] = {}
 
     @classmethod
     def create(
@@ -198,6 +199,45 @@ class PolicyModel:
             yield self._module(policy)
         finally:
             self._activate(previous)
+
+    @contextmanager
+    def use_merged(self, policy: str) -> Iterator[PreTrainedModel]:
+        """Like `use`, for generating without gradients: on a CPU in float32 the adapter is added into the weights.
+
+        Two thin products and two additions per layer are then saved, which on a CPU cost as much as the layer. The
+        merged weights are kept until the adapter changes, and swapped in without copying: one more copy of the adapted
+        weights per role. Elsewhere (GPUs, low precision, mode `full`, `base`) this is `use`.
+        """
+        with self.use(policy) as model:
+            first = next(model.parameters())
+            if (
+                self.mode == "full"
+                or policy == BASE
+                or first.device.type != "cpu"
+                or str(first.dtype) != "torch.float32"
+            ):
+                yield model
+                return
+            merged = self._merged_weights(policy, model)
+            originals = {layer: layer.base_layer.weight.data for layer in merged}
+            self._peft.base_model.disable_adapter_layers()
+            try:
+                for layer, weight in merged.items():
+                    layer.base_layer.weight.data = weight
+                yield model
+            finally:
+                for layer, weight in originals.items():
+                    layer.base_layer.weight.data = weight
+
+    def _merged_weights(self, policy: str, model: Any) -> dict[Any, torch.Tensor]:
+        # torch counts in-place changes of a tensor: an adapter that was loaded or trained has another state
+        state = tuple((id(p), p._version) for p in self._parameters[policy].values())
+        kept = self._merged.get(policy)
+        if kept is None or kept[0] != state:
+            layers = [m for m in model.modules() if hasattr(m, "lora_A") and policy in m.lora_A]
+            weights = {m: m.base_layer.weight.data + m.get_delta_weight(policy).detach() for m in layers}
+            self._merged[policy] = kept = (state, weights)
+        return kept[1]
 
     def module(self, role: str) -> PreTrainedModel:
         """The module that holds a role's parameters, for handing to an optimizer engine; call it only inside `use`."""

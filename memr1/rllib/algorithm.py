@@ -187,7 +187,9 @@ class MemoryR1(Algorithm):
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Take back replaced runners, with the current weights; RLlib's own version asks an RLModule for them."""
-        return self.pool.restore()
+        self.pool.restore()
+        returned, self.pool.returned = self.pool.returned, []
+        return returned
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 import time
 from typing import Any
@@ -42,6 +43,7 @@ def connect() -> bool:
 def _connect(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address and address != "local":
+        _check_reachable(address)
         try:
             ray.init(address=address, **options)
         except Exception as error:  # refused, wrong token, other version: Ray raises many types
@@ -63,3 +65,17 @@ def _connect(address: str | None) -> None:
                 ) from error
             _log.warning("Ray did not start (attempt %d of %d): %s", attempt, START_ATTEMPTS, error)
             time.sleep(5 * attempt)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries for several minutes and prints warnings; a port that nobody listens on is told at once."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():  # `auto` and the like: Ray knows what they mean
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
+    except OSError as error:
+        raise MemR1Error(
+            f"RAY_ADDRESS={address}: nothing answers there ({error}). Name a running cluster, or unset it "
+            "to start Ray on this machine"
+        ) from error

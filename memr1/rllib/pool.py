@@ -59,6 +59,8 @@ class RayPool:
         self._processes: Counter[int] = Counter()  # processes armed so far, by runner
         self.replaced = 0
         """Runners replaced so far."""
+        self.returned: list[int] = []
+        """Ids of runners that came back since somebody last emptied this list."""
         self._arm(START_TIMEOUT_S)
 
     # -- RunnerPool ---------------------------------------------------------------------------------------------
@@ -156,6 +158,7 @@ class RayPool:
         )
         self._unarmed -= set(answers)
         self._processes.update(list(answers))
+        self.returned += [i for i in answers if self._processes[i] > 1]
         return list(answers)
 
     # -- calls --------------------------------------------------------------------------------------------------

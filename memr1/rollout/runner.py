@@ -79,6 +79,7 @@ class Runner:
             pad_id=tokenizer.pad_token_id,
             max_tokens_per_batch=config.rollout.max_tokens_per_batch,
         )
+        self._banks: dict[Any, Any] = {}  # of evaluated managers, see `memr1.evaluation.harness.KeptBanks`
         self.world = World(config, make_agents(config, tokenizer), load_embedder(config.memory.embedder))
 
     def _check_window(self) -> None:
@@ -148,7 +149,7 @@ class Runner:
         """Predictions of one system with figures about its banks; see `memr1.evaluation.harness`."""
         from memr1.evaluation.harness import evaluate_system
 
-        predictions, figures = evaluate_system(system, dialogues, self.world, self.engine, benchmark)
+        predictions, figures = evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._banks)
         return [(predictions, figures)]
 
 

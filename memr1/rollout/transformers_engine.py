@@ -87,7 +87,7 @@ class TransformersEngine:
                 raise ValueError(f"request {i} has an empty prompt")
             by_policy[request.policy][request.prompt_ids].append(i)
         for policy, prompts in by_policy.items():
-            with self.policies.use(policy) as model:
+            with self.policies.use_merged(policy) as model:
                 for batch in self._batches(requests, prompts):
                     for i, completion in self._generate_batch(model, requests, batch, self._versions[policy]):
                         results[i] = completion

@@ -14,6 +14,9 @@ from memr1.errors import MemR1Error
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.runner import Play
 
+recreated: list[int] = []
+"""What RLlib's callback was told."""
+
 
 @pytest.fixture(scope="module")
 def algorithm(ray_cluster, make_config, tmp_path_factory) -> Iterator:
@@ -25,7 +28,9 @@ def algorithm(ray_cluster, make_config, tmp_path_factory) -> Iterator:
         "stages.0.objective=grpo",
         "rollout.answer_max_new_tokens=4",
     )
-    algorithm = MemoryR1Config().experiment(config).build_algo()
+    builder = MemoryR1Config().experiment(config)
+    builder.callbacks(on_env_runners_recreated=lambda env_runner_indices, **_: recreated.extend(env_runner_indices))
+    algorithm = builder.build_algo()
     yield algorithm
     algorithm.stop()
 
@@ -144,6 +149,10 @@ def test_training_goes_on_when_a_runner_dies_in_a_step(algorithm, pool):
     assert pool.replaced == before + 1
     assert result["rollout"]["trajectories"] == 8
     assert result["rollout"]["error_fraction"] == 0
+    recreated.clear()
+    wait_for(lambda: len(pool.ready()) == 2)
+    algorithm.train()
+    assert recreated == [2]
 
 
 def wait_for(condition, seconds: float = 90) -> None:

@@ -362,3 +362,32 @@ def test_bad_names_modes_and_settings_are_refused():
         logits(policies, "judge")
     with pytest.raises(MemR1Error, match="'base' is not a role"):
         policies.weights("base")
+
+
+def test_merged_weights_give_the_logits_of_the_adapter_follow_its_changes_and_leave_the_base_untouched() -> None:
+    import torch
+
+    model = PolicyModel.create("tiny-random", ("manager", "answerer"), dtype="float32", device="cpu")
+    ids = torch.arange(3, 20)[None]
+
+    def logits(use: object) -> torch.Tensor:
+        with torch.inference_mode(), use("manager") as module:  # type: ignore[operator]
+            return module(input_ids=ids).logits
+
+    base = _logits_of_base(model, ids)
+    for seed in (0, 1):  # the second round must not see the first round's merged weights
+        generator = torch.Generator().manual_seed(seed)
+        weights = {n: torch.randn(t.shape, generator=generator) * 0.1 for n, t in model.weights("manager").items()}
+        model.load_weights("manager", weights)
+        plain, merged = logits(model.use), logits(model.use_merged)
+        assert (plain - base).abs().max() > 1e-2
+        assert torch.allclose(plain, merged, atol=1e-4)
+        assert torch.equal(_logits_of_base(model, ids), base)
+        assert torch.equal(logits(model.use), plain)
+
+
+def _logits_of_base(model: PolicyModel, ids: object) -> torch.Tensor:
+    import torch
+
+    with torch.inference_mode(), model.use("base") as module:
+        return module(input_ids=ids).logits

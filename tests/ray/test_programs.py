@@ -1,0 +1,156 @@
+"""Whole programs: Ctrl-C on `memr1 train` with Ray, and a job submitted to a real head node with token authentication.
+
+Every process is started and ended here; everything listens on 127.0.0.1.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for s in sockets:
+        s.bind(("127.0.0.1", 0))
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.mark.timeout(240)
+def test_ctrl_c_in_a_terminal_ends_in_a_checkpoint_and_a_report(make_config, tmp_path):
+    """A terminal sends SIGINT to the whole process group, Ray's processes included."""
+    make_config(tmp_path, "stages.0.steps=3")
+    command = [str(BIN / "memr1"), "train", str(tmp_path / "tiny.yaml"), f"output={tmp_path}", "stages.0.steps=100000"]
+    command += ["checkpoint.every_steps=100000"]
+    env = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    log = tmp_path / "log.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            wait_until(lambda: "answerer-sft 2/" in log.read_text() or process.poll() is not None, 150)
+            os.killpg(process.pid, signal.SIGINT)
+            code = process.wait(60)
+        finally:
+            end(process)
+    text = log.read_text()
+    assert code == 0, text
+    assert "stopped; checkpoint:" in text
+    last = json.loads((tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "tiny" / "checkpoints" / f"step_{last:06d}" / "COMMITTED").exists()
+    assert (tmp_path / "tiny" / "report.html").exists()
+
+
+def test_an_address_without_a_cluster_is_told_at_once(make_config, tmp_path):
+    make_config(tmp_path)
+    (port,) = free_ports(1)
+    done = subprocess.run(
+        [str(BIN / "memr1"), "train", str(tmp_path / "tiny.yaml"), f"output={tmp_path}"],
+        env=os.environ | {"RAY_ADDRESS": f"127.0.0.1:{port}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert f"memr1: RAY_ADDRESS=127.0.0.1:{port}: nothing answers there" in done.stderr
+
+
+@pytest.fixture
+def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head node of its own with dashboard and a token: its job address and the environment to reach it."""
+    port, dashboard, agent, client = free_ports(4)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_agent_register_timeout_ms": "120000",
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=2"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    log = tmp_path / "head.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            yield f"http://127.0.0.1:{dashboard}", env
+        finally:
+            end(process)
+
+
+@pytest.mark.timeout(280)
+def test_a_submitted_job_trains_and_prints_its_result(head, make_config, tmp_path):
+    pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
+    address, env = head
+    make_config(tmp_path)
+    (tmp_path / "code").mkdir()
+    for name in ("memr1", "rayjobs"):  # a working directory without the virtual environment and runs of this checkout
+        (tmp_path / "code" / name).symlink_to(ROOT / name)
+    command = [str(BIN / "ray"), "job", "submit", "--address", address, "--working-dir", str(tmp_path / "code")]
+    command += ["--", sys.executable, "rayjobs/train.py", str(tmp_path / "tiny.yaml")]
+
+    stranger = dict(env, RAY_AUTH_TOKEN="0" * 64)
+    wait_until(lambda: reachable(address), 120)
+    refused = subprocess.run([*command, "--resume", "auto"], env=stranger, capture_output=True, text=True, timeout=100)
+    assert refused.returncode != 0
+    assert "authentication is enabled" in refused.stderr
+
+    relative = subprocess.run([*command, "output=runs"], env=env, capture_output=True, text=True, timeout=150)
+    assert relative.returncode != 0
+    assert "output: 'runs' is relative" in relative.stdout + relative.stderr
+
+    done = subprocess.run(
+        [*command, f"output={tmp_path}", "stages.0.steps=2", "--resume", "auto"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"run_dir"'))
+    assert result["run_dir"] == str(tmp_path / "tiny")
+    assert result["finished"] is True
+    assert result["metrics"]["step"] == 2
+    assert Path(result["checkpoint"], "COMMITTED").exists()
+    logged = [json.loads(line) for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
+    assert logged[-1]["learner/loss"] == result["metrics"]["learner/loss"]
+
+
+def reachable(address: str) -> bool:
+    host, port = address.removeprefix("http://").split(":")
+    with socket.socket() as s:
+        return s.connect_ex((host, int(port))) == 0
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {seconds} s"
+        time.sleep(0.3)
+
+
+def end(process: subprocess.Popen) -> None:
+    """SIGTERM to the process (`ray start --block` then ends its own), SIGKILL to its group if that is not enough."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
