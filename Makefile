@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install model train-local test test-unit test-ray test-e2e lint format types bench eval-locomo clean distclean
+.PHONY: help install model train-local test test-unit test-ray test-e2e lint format types bench gpu-check eval-locomo clean distclean
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [VARIABLE=value]'
@@ -106,6 +106,12 @@ types: $(STAMP) ## Check types: mypy on memr1
 
 bench: model ## Run every benchmark in benchmarks (ARGS is passed to each)
 	@for b in benchmarks/*.py; do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
+
+gpu-check: model ## Run the tests marked gpu and the benchmark of a GRPO step (needs a GPU)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
+		echo "torch sees no GPU here; install a CUDA build of torch on a machine with one (docs/install.md)." >&2; exit 1; }
+	@$(PYTEST) tests -m gpu $(ARGS)
+	@$(BIN)/python benchmarks/grpo_step.py --group-size 8 --prompts 16 --max-new-tokens 64
 
 eval-locomo: model ## Evaluate a run on LoCoMo (LOCOMO=path RUN=runs/train_local SPLIT=test ARGS='--systems ...')
 	@if [ -z "$(LOCOMO)" ]; then \

@@ -104,3 +104,6 @@ class Engine(Protocol):
 
     def weight_versions(self) -> dict[str, int]:
         """Version in use by policy."""
+
+    def set_weight_versions(self, versions: Mapping[str, int]) -> None:
+        """Say which versions the weights are that were read from files rather than pushed."""

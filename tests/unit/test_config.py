@@ -192,3 +192,26 @@ def test_a_config_cannot_be_changed() -> None:
 
 def test_defaults_are_valid() -> None:
     validate(Config())
+
+
+def test_the_gpu_section_counts_only_where_the_model_runs_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from memr1.models import registry
+
+    path = written(tmp_path, "rollout: {group_size: 4}\non_gpu: {rollout: {prompts_per_step: 32, group_size: 16}}\n")
+    assert load_config(path).rollout.prompts_per_step == Config().rollout.prompts_per_step
+    monkeypatch.setattr(
+        registry, "pick_device", lambda device="auto": torch.device("cpu" if device == "cpu" else "cuda")
+    )
+    on_gpu = load_config(path).rollout
+    assert (on_gpu.prompts_per_step, on_gpu.group_size) == (32, 16)
+    assert load_config(path, ["rollout.group_size=8"]).rollout.group_size == 8
+    assert load_config(path, ["model.device=cpu"]).rollout.group_size == 4
+
+
+def test_a_wrong_key_in_the_gpu_section_is_refused_on_every_machine(tmp_path: Path) -> None:
+    path = written(tmp_path, "on_gpu: {rollout: {group_sise: 16}}\n")
+    assert "on_gpu.rollout.group_sise is not a field of RolloutConfig; did you mean group_size?" in message(path)

@@ -409,3 +409,24 @@ def test_raw_turns_are_entries_with_their_turn_as_evidence() -> None:
 def test_completions_carry_what_a_trajectory_needs() -> None:
     (done,) = ScriptedEngine(lambda p, r: "abcdef").generate([GenerationRequest((65,), "answerer", SamplingParams(3))])
     assert done == Completion((97, 98, 99), (-0.5, -0.5, -0.5), "length", 5)
+
+
+@pytest.mark.parametrize(
+    ("decision", "question", "gold", "reward"),
+    [
+        ("UPDATE 1 Ana lives in Rome", "Where does Ana live?", "Rome", 1.0),  # right, and no larger
+        ("ADD Cleo sings", "Where does Ana live?", "Oslo", 0.9),  # right, at the cost of one entry
+        ("ADD Cleo sings\nADD Dora sings", "Where does Ana live?", "Oslo", 0.8),
+        ("DELETE 2", "Where does Ana live?", "Oslo", 1.0),  # shrinking pays nothing
+        ("UPDATE 9 nonsense", "Where does Ana live?", "Oslo", 0.9),  # rejected by the bank
+        ("not an operation", "Where does Ana live?", "Oslo", 0.9),
+        ("ADD Cleo sings", "Where does Ana live?", "Rome", 0.0),  # wrong: thrift does not come into it
+    ],
+)
+def test_bank_pressure_is_taken_off_only_where_the_answers_are_right(
+    decision: str, question: str, gold: str, reward: float
+) -> None:
+    questions = (LinkedQuestion(question, gold, "c"),)
+    played = decide(decision, "memory.pressure=0.1", questions=questions)
+    assert played.reward == pytest.approx(reward)
+    assert sum(played.reward_parts.values()) == pytest.approx(reward)
