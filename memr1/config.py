@@ -96,6 +96,8 @@ class RolloutConfig:
     """Longest completion of the answerer in tokens. A completion cut here is scored as it stands."""
     manager_max_new_tokens: int = 48
     """Longest completion of the manager in tokens, for one decision."""
+    extractor_max_new_tokens: int = 128
+    """Longest completion of the extractor in tokens, for one turn; used with `agents.extractor=llm` only."""
     max_prompt_tokens: int = 1024
     """Longest prompt. Longer ones lose their least relevant memories first; what cannot be cut is refused."""
     max_tokens_per_batch: int = 16384
@@ -314,11 +316,12 @@ def _runs_on_gpu(data: dict[str, Any], overrides: typing.Sequence[str]) -> bool:
     """Whether `model.device` resolves to a GPU on this machine."""
     from memr1.models.registry import pick_device
 
-    device = (data.get("model") or {}).get("device", "auto")
+    device: str = (data.get("model") or {}).get("device", "auto")
     for item in overrides:
         if item.startswith("model.device="):
             device = item.split("=", 1)[1]
-    return pick_device(device).type == "cuda"
+    # an explicit `cuda` may be meant for the workers of a cluster whose head has none
+    return device.startswith("cuda") or pick_device(device).type == "cuda"
 
 
 def _override_tree(overrides: typing.Sequence[str], data: dict[str, Any]) -> Any:
@@ -432,6 +435,11 @@ def validate(config: Config, source: str = "config") -> None:
     need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")
     generated = config.data.kind == "factworld"
     need(generated or config.data.path is not None, "data.path", f"{config.data.kind} needs a file to read")
+    need(config.seed >= 0, "seed", f"must be at least 0, is {config.seed}")
+    need(config.model.dtype in ("auto", "float32", "bfloat16"), "model.dtype", "must be auto, float32 or bfloat16")
+    need(bool(config.evaluation.systems), "evaluation.systems", "names no system; see `memr1 eval --list-systems`")
+    for i, stage in enumerate(config.stages):
+        need(stage.warmup_steps >= 0, f"stages.{i}.warmup_steps", f"must be at least 0, is {stage.warmup_steps}")
     need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
     need(0 <= config.memory.pressure < 1, "memory.pressure", f"must be in [0, 1), is {config.memory.pressure}")
     need(0 <= config.algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {config.algo.clip_low}")

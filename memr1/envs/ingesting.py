@@ -45,7 +45,7 @@ def ingest_with_manager(dialogue: Dialogue, world: World, manager: Speaker) -> E
         facts = facts_without_model(turn, config.agents.extractor)
         if facts is None:
             prompt = extraction_prompt(world.agents, turn, session)
-            (completion,) = yield [request(prompt, Speaker("base"), 4 * config.rollout.manager_max_new_tokens, seed=0)]
+            (completion,) = yield [request(prompt, Speaker("base"), config.rollout.extractor_max_new_tokens, seed=0)]
             facts = read_facts(world.agents.codec.decode(completion.ids))
             done.tokens += len(prompt.ids) + len(completion.ids)
         if facts:

@@ -99,7 +99,7 @@ class DeepSpeedLearner:
 
     def _deepspeed_config(self) -> dict[str, Any]:
         learner = self.config.learner
-        full_bf16 = self.config.model.weights == "full" and self._dtype_is_bf16()
+        full_bf16 = self.config.model.weights == "full" and self._low_precision()
         return {
             "train_micro_batch_size_per_gpu": 1,
             "gradient_accumulation_steps": 1,
@@ -121,10 +121,10 @@ class DeepSpeedLearner:
             "steps_per_print": 10**9,
         }
 
-    def _dtype_is_bf16(self) -> bool:
+    def _low_precision(self) -> bool:
         import torch
 
-        return next(self.scorer.parameters()).dtype == torch.bfloat16
+        return next(self.scorer.parameters()).dtype != torch.float32
 
     def _record_gradient_norm(self) -> None:
         """At ZeRO 0 in fp32 DeepSpeed clips but forgets the norm; keep it where its own getter looks."""
@@ -143,7 +143,7 @@ class DeepSpeedLearner:
 
     def update(self, microbatches: Sequence[MicroBatch], settings: UpdateSettings) -> dict[str, float]:
         """One optimizer step. Returns sums over this rank's tokens (see `memr1.training.metrics`), and `grad_norm`."""
-        totals: dict[str, float] = {}
+        totals: dict[str, float] = {"max_low_precision": float(self._low_precision())}
         for group in self.engine.optimizer.param_groups:
             group["lr"] = settings.learning_rate
         for batch in microbatches:
@@ -250,7 +250,9 @@ class DeepSpeedLearner:
         """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
         if not (Path(folder) / "learner").is_dir():  # DeepSpeed fails on a bare assertion
             raise MemR1Error(f"{folder}: no learner checkpoint there; resume from a checkpoint inside a stage")
-        self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
+        path, _ = self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
+        if path is None:
+            raise MemR1Error(f"{folder}: DeepSpeed found its files incomplete there; resume from another checkpoint")
         if self.config.algo.kl_coef > 0:
             with self._gathered(REFERENCE, write=True):
                 self.policies.load(REFERENCE, Path(folder) / REFERENCE)
@@ -286,6 +288,9 @@ def _join(rendezvous: Rendezvous, device: Any, timeout_s: float) -> None:
     if not torch.distributed.is_initialized():
         import deepspeed
 
+        # shared-memory collectives for ranks on one CPU machine: they need a C++ compiler and a minute to build, and
+        # gloo does without them
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(
             dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
         )

@@ -210,15 +210,11 @@ class PolicyModel:
         """
         with self.use(policy) as model:
             first = next(model.parameters())
-            if (
-                self.mode == "full"
-                or policy == BASE
-                or first.device.type != "cpu"
-                or str(first.dtype) != "torch.float32"
-            ):
+            plain = self.mode == "full" or policy == BASE or first.device.type != "cpu"
+            merged = None if plain or str(first.dtype) != "torch.float32" else self._merged_weights(policy, model)
+            if merged is None:
                 yield model
                 return
-            merged = self._merged_weights(policy, model)
             originals = {layer: layer.base_layer.weight.data for layer in merged}
             self._peft.base_model.disable_adapter_layers()
             try:
@@ -228,13 +224,20 @@ class PolicyModel:
             finally:
                 for layer, weight in originals.items():
                     layer.base_layer.weight.data = weight
+                self._activate(policy)  # adapters on again, also where `use` was entered by somebody further out
 
-    def _merged_weights(self, policy: str, model: Any) -> dict[Any, torch.Tensor]:
+    def _merged_weights(self, policy: str, model: Any) -> dict[Any, torch.Tensor] | None:
+        """Weight of every adapted layer with the adapter added; None where a layer is no linear of its own."""
+        from torch import nn
+
         # torch counts in-place changes of a tensor: an adapter that was loaded or trained has another state
         state = tuple((id(p), p._version) for p in self._parameters[policy].values())
         kept = self._merged.get(policy)
         if kept is None or kept[0] != state:
-            layers = [m for m in model.modules() if hasattr(m, "lora_A") and policy in m.lora_A]
+            layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+            tied = {id(e.weight) for e in model.modules() if isinstance(e, nn.Embedding)}
+            if any(not isinstance(m.base_layer, nn.Linear) or id(m.base_layer.weight) in tied for m in layers):
+                return None
             weights = {m: m.base_layer.weight.data + m.get_delta_weight(policy).detach() for m in layers}
             self._merged[policy] = kept = (state, weights)
         return kept[1]

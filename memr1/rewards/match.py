@@ -39,7 +39,7 @@ def em_squad(prediction: Any, gold: Any) -> float:
 def em_set(prediction: Any, gold: Any) -> float:
     """1.0 when both texts have the same set of tokens (tokens as in `f1_set`): neither order nor repetition counts.
 
-    "May 7, 2023" equals "7 May 2023". A text without tokens equals nothing.
+    "June 14, 2031" equals "14 June 2031". A text without tokens equals nothing.
     """
     tokens = _token_set(prediction)
     return float(bool(tokens) and tokens == _token_set(gold))
@@ -49,7 +49,7 @@ def f1_set(prediction: Any, gold: Any) -> float:
     """F1 of the overlap of two token sets, as mem0's evaluation computes it. 0.0 when either side has no token.
 
     Tokens: lower case, the four characters `. , ! ?` turned into spaces, split at white space, made a set. Everything
-    else (apostrophes, hyphens, articles) stays, so "Caroline's" and "Caroline" are different tokens.
+    else (apostrophes, hyphens, articles) stays, so "Ines's" and "Ines" are different tokens.
     """
     predicted, wanted = _token_set(prediction), _token_set(gold)
     if not predicted or not wanted:

@@ -85,7 +85,8 @@ class Runner:
     def _check_window(self) -> None:
         rollout, name = self.config.rollout, self.config.model.name
         window = context_window(self.policies.module("base"))
-        longest = rollout.max_prompt_tokens + max(rollout.answer_max_new_tokens, rollout.manager_max_new_tokens)
+        completions = (rollout.answer_max_new_tokens, rollout.manager_max_new_tokens, rollout.extractor_max_new_tokens)
+        longest = rollout.max_prompt_tokens + max(completions)
         if longest > window:
             raise MemR1Error(
                 f"rollout.max_prompt_tokens plus the longest completion is {longest} tokens, and {name} has "

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from memr1.config import Config, StageConfig
+from memr1.config import StageConfig
 from memr1.errors import MemR1Error
 from memr1.learner.packing import Plan, TrainSequence
 
-MISMATCH_LIMIT = {"float32": 1e-2, "bfloat16": 0.5}
-"""Largest mean gap between log-probabilities of engine and trainer, by precision of the weights, in nats."""
+MISMATCH_LIMIT = 1e-2
+"""Largest mean gap between log-probabilities of engine and trainer in nats per token, with float32 weights."""
+
+LOW_PRECISION_LIMIT = 0.5
+"""The same with bfloat16 weights, whose products round differently in batches of other shapes."""
 
 
 def check_first_step(
-    config: Config,
     stage: StageConfig,
     stage_step: int,
     metrics: Mapping[str, float],
@@ -35,11 +37,9 @@ def check_first_step(
     need(trained == plan.trained_tokens, f"{trained:.0f} tokens were trained, {plan.trained_tokens} were planned")
     if stage.objective != "grpo":
         return
-    need(metrics["learner/approx_kl"] < 1e-6, "the probability ratio is not 1 before any update")
     gap = metrics.get("learner/rollout_mismatch", 0.0)
-    precision = "float32" if config.model.dtype == "float32" or gap < MISMATCH_LIMIT["float32"] else "bfloat16"
     need(
-        gap < MISMATCH_LIMIT[precision],
+        gap < (LOW_PRECISION_LIMIT if metrics["learner/max_low_precision"] else MISMATCH_LIMIT),
         f"log-probabilities of engine and trainer differ by {gap:.3f} nats per token on average",
     )
     if "learner/reference_kl" in metrics:

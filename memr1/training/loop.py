@@ -6,8 +6,10 @@ It speaks to a pool of runners and a group of learners and does not know whether
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import RunnerPool
 from memr1.rollout.runner import Play
-from memr1.training.checkpoints import TrainState, load_state, prune, save_checkpoint
+from memr1.training.checkpoints import TrainState, committed, discard, load_state, prune, save_checkpoint
 from memr1.training.checks import check_first_step
 from memr1.training.metrics import learner_metrics, rollout_metrics, trajectory_record
 from memr1.training.runlog import RunLog
@@ -52,6 +54,9 @@ class Trainer:
         self._end_stage()
         self.state = load_state(checkpoint)
         self.checkpoint = checkpoint
+        for path in committed(self.config.run_dir):
+            if load_state(path).step > self.state.step:  # an abandoned future: what comes now replaces it
+                discard(path)
         self.log.truncate_after(self.state.step)
         self.pool.load_policies(str(checkpoint / "policies"))  # before anything is generated
 
@@ -67,8 +72,9 @@ class Trainer:
 
     def step(self) -> dict[str, float]:
         """One optimizer step; returns its metrics."""
-        start = time.perf_counter()
+        began = time.perf_counter()
         learners = self.learners or self._begin_stage()
+        start = time.perf_counter()
         stage, state = self.stage, self.state
         trajectories: list[dict[str, Any]] = []
         metrics: dict[str, float] = {}
@@ -84,12 +90,13 @@ class Trainer:
             self._push(learners)
         pushed = time.perf_counter()
         state.step, state.stage_step = state.step + 1, state.stage_step + 1
-        state.seconds += pushed - start
+        state.seconds += pushed - began
         metrics |= {
+            "time/setup_s": start - began,
             "time/rollout_s": played - start,
             "time/update_s": updated - played,
             "time/sync_s": pushed - updated,
-            "time/step_s": pushed - start,
+            "time/step_s": pushed - began,
         }
         if not sequences:
             metrics["learner/skipped"] = 1.0  # no group had a signal: nothing to learn from in this step
@@ -114,7 +121,7 @@ class Trainer:
             ]
             batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature)
             rewarded = [t for t in batch if t.reward is not None]
-            check_play(batch, rewarded)
+            check_play(batch, rewarded, self.state.versions)
             groups = {t.group_id: n for n, t in enumerate(rewarded)}
             ids = torch.tensor([groups[t.group_id] for t in rewarded])
             rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
@@ -163,7 +170,7 @@ class Trainer:
         start = time.perf_counter()
         metrics = learner_metrics(learners.update(plan, settings))
         seconds = time.perf_counter() - start
-        check_first_step(self.config, stage, self.state.stage_step, metrics, plan, sequences)
+        check_first_step(stage, self.state.stage_step, metrics, plan, sequences)
         return metrics | {
             "learner/learning_rate": settings.learning_rate,
             "learner/computed_tokens": float(plan.computed_tokens),
@@ -222,8 +229,16 @@ class Trainer:
             self.save()
 
     def save(self, with_learner: bool = True) -> Path:
-        """Write a checkpoint of the state between two steps."""
-        learner = self.learners.save if with_learner and self.learners is not None else None
+        """Write a checkpoint of the state between two steps; one that is committed already is not written again."""
+        for path in committed(self.config.run_dir):
+            if load_state(path).step == self.state.step:
+                self.checkpoint = path
+                return path
+        learner: Callable[[str], Any] | None = None
+        if with_learner and self.learners is not None:
+            learner = self.learners.save
+        elif with_learner and self.checkpoint is not None and (self.checkpoint / "learner").is_dir():
+            learner = partial(shutil.copytree, self.checkpoint / "learner")  # just resumed: no learner was made yet
         self.checkpoint = save_checkpoint(
             self.config.run_dir, self.state, lambda folder: self.pool.first("save_policies", folder), learner
         )
@@ -241,8 +256,17 @@ class Trainer:
         self.pool.close()
 
 
-def check_play(batch: Sequence[Trajectory], rewarded: Sequence[Trajectory]) -> None:
-    """Too many failed episodes abort the run: training on what is left would train on a biased sample."""
-    if len(rewarded) < 0.5 * len(batch):
+MAX_FAILED_FRACTION = 0.1
+"""Share of a batch's episodes that may fail. Beyond it, training on the rest would train on a biased sample."""
+
+
+def check_play(batch: Sequence[Trajectory], rewarded: Sequence[Trajectory], versions: Mapping[str, int]) -> None:
+    """Raise MemR1Error when too many episodes failed, or when one was played with weights that are not current."""
+    failed = len(batch) - len(rewarded)
+    if not rewarded or failed > MAX_FAILED_FRACTION * len(batch):
         first = next((t.error for t in batch if t.error), "no trajectory came back")
-        raise MemR1Error(f"{len(batch) - len(rewarded)} of {len(batch)} episodes failed; the first said: {first}")
+        raise MemR1Error(f"{failed} of {len(batch)} episodes failed; the first said: {first}")
+    for s in (s for t in rewarded for s in t.steps):
+        used, current = s.sequence.weight_version, versions.get(s.policy, s.sequence.weight_version)
+        if used != current:
+            raise MemR1Error(f"an episode used {s.policy} weights v{used}, and v{current} is current: stale weights")

@@ -21,8 +21,18 @@ from memr1.training.progress import Progress
 from memr1.training.runlog import RunLog, machine_info
 from memr1.training.worlds import training_dialogues
 
-FREE_TO_CHANGE = ("name", "output", "evaluation", "checkpoint", "tensorboard", "backend")
-"""Top-level fields that may differ when a run is resumed; the others would make it another run."""
+FREE_TO_CHANGE = (
+    "name",
+    "output",
+    "evaluation",
+    "checkpoint",
+    "tensorboard",
+    "backend",
+    "rollout.num_runners",
+    "rollout.max_tokens_per_batch",
+    "model.threads",
+)
+"""Fields, or groups of fields, that may differ when a run is resumed; the others would make it another run."""
 
 _PLAIN: dict[str, Any] = {"soft_wrap": True, "markup": False}
 """For lines with paths: left whole, so that they can be copied."""
@@ -76,9 +86,11 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
 
                 evaluate_run(config, trainer.pool, trainer.state, log, console, stop=lambda: bool(stopping))
         finally:
-            session.close()
-            log.info({"seconds": session.trainer.state.seconds})
-            console.print(f"report: {write_report(run_dir)}", **_PLAIN)
+            try:
+                session.close()
+            finally:
+                log.info({"seconds": session.trainer.state.seconds})
+                console.print(f"report: {write_report(run_dir)}", **_PLAIN)
     return run_dir
 
 
@@ -131,6 +143,8 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
     elif resume == "auto":
         checkpoint = existing[-1] if existing else None
         if checkpoint is None and (run_dir / "metrics.jsonl").exists():
+            if written.exists():
+                _check_same_run(load_config(written), config, written)
             _discard(run_dir)  # it died before its first checkpoint: nothing can be continued
     else:
         checkpoint = Path(resume)
@@ -166,13 +180,16 @@ def _check_same_run(old: Config, new: Config, path: Path) -> None:
         if isinstance(value, dict):
             for k, v in value.items():
                 yield from flat(v, f"{prefix}{k}.")
+        elif isinstance(value, str) and Path(value).exists():
+            yield prefix.rstrip("."), str(Path(value).resolve())  # a run may have stored the absolute path
         else:
             yield prefix.rstrip("."), value
 
+    def free(key: str) -> bool:
+        return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
+
     before, after = dict(flat(dataclasses.asdict(old), "")), dict(flat(dataclasses.asdict(new), ""))
-    changed = [
-        k for k in sorted(before | after) if before.get(k) != after.get(k) and k.split(".")[0] not in FREE_TO_CHANGE
-    ]
+    changed = [k for k in sorted(before | after) if before.get(k) != after.get(k) and not free(k)]
     if changed:
         raise MemR1Error(
             f"{path}: the run was made with other settings: {', '.join(changed[:5])}. Resume with the same ones, or "

@@ -135,18 +135,13 @@ def test_load_embedder_knows_its_names() -> None:
     ],
 )
 def test_an_unknown_embedder_is_refused_at_once(name: str, message: str) -> None:
-    started = time.monotonic()
     with pytest.raises(MemR1Error, match=message):
         load_embedder(name)
-    assert time.monotonic() - started < 2, "no hub was asked"
 
 
 @pytest.fixture(scope="module")
 def minilm() -> SentenceTransformerEmbedder:
-    try:
-        return load_embedder("minilm").inner  # type: ignore[return-value]
-    except MemR1Error as error:
-        pytest.skip(f"all-MiniLM-L6-v2 cannot be had here: {error}")
+    return load_embedder("minilm").inner  # type: ignore[return-value]
 
 
 @pytest.mark.model

@@ -331,8 +331,8 @@ def test_line_answers_select_in_the_order_given() -> None:
 
 
 def test_a_json_answer_is_what_follows_the_last_marker() -> None:
-    answer = JsonAnswerer().parse("- 2\n -  5: the move\n* 7\n-3\n**Answer:** no\n**Answer:** 7 May 2023\n")
-    assert (answer.text, answer.selected) == ("7 May 2023", (2, 5, 3))
+    answer = JsonAnswerer().parse("- 2\n -  5: the move\n* 7\n-3\n**Answer:** no\n**Answer:** 14 June 2031\n")
+    assert (answer.text, answer.selected) == ("14 June 2031", (2, 5, 3))
     assert JsonAnswerer().parse("**Answer:** Oslo").selected == ()
     assert (JsonAnswerer().parse("Oslo").error or "").startswith("no text after **Answer:** in 'Oslo'")
     assert JsonAnswerer().parse("- 1\n**Answer:**  ").text is None
