@@ -167,6 +167,8 @@ def evaluate_folder(
     pool = LocalPool(config)
     try:
         with RunLog(run_dir) as log:
-            return evaluate(config, pool, state, log, console, benchmark, dialogues, systems)
+            # rows of different splits must never meet in one table
+            label = benchmark if split == "test" else f"{benchmark}-{split}"
+            return evaluate(config, pool, state, log, console, label, dialogues, systems)
     finally:
         pool.close()
