@@ -219,3 +219,9 @@ def test_the_ci_script_is_executable_and_stops_at_the_first_failure():
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
     assert subprocess.run(["bash", "-n", str(path)], check=False).returncode == 0
+
+
+def test_no_placeholder_is_left_in_the_pages_that_users_read() -> None:
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    assert len(pages) > 5
+    assert [page.name for page in pages if "@@" in page.read_text() or "TODO" in page.read_text()] == []
