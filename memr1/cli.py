@@ -180,7 +180,7 @@ def data_show(
     for session in dialogue.sessions:
         print(f"\n[{session.id}] {session.time_text}")
         for turn in session.turns:
-            print(f"  {turn.id} {turn.speaker}: {turn.text}" + (f" [shares {turn.caption}]" if turn.caption else ""))
+            print(f"  {turn.id} {turn.speaker}: {turn.shown_text}")
             for fact in turn.facts or ():
                 print(f"      fact: {fact.text}" + (f"  -> {fact.oracle.event}" if fact.oracle else ""))
     print()

@@ -26,17 +26,15 @@ def facts_without_model(turn: Turn, kind: str) -> list[str] | None:
                 f"turn {turn.id} has no gold facts; set agents.extractor=utterance or llm, or add `facts` to the data"
             )
         return [fact.text for fact in turn.facts]
-    shared = f" [shares {turn.caption}]" if turn.caption else ""
-    return [f"{turn.speaker}: {turn.text}{shared}"] if turn.text.strip() or shared else []
+    return [f"{turn.speaker}: {turn.shown_text}"] if turn.shown_text.strip() else []
 
 
 def extraction_prompt(agents: Agents, turn: Turn, session: Session) -> Prompt:
     """Prompt that asks a language model for the facts of one turn; the session's date is shown."""
     date = f" ({session.time_text})" if session.time_text else ""
-    shared = f" [shares {turn.caption}]" if turn.caption else ""
     messages: Messages = [
         {"role": "system", "content": _SYSTEM},
-        {"role": "user", "content": f"{turn.speaker}{date}: {turn.text}{shared}"},
+        {"role": "user", "content": f"{turn.speaker}{date}: {turn.shown_text}"},
     ]
     return agents.codec.fit((), lambda _: messages)
 

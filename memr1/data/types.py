@@ -45,6 +45,11 @@ class Turn:
     caption: str | None = None
     """Caption of an image that was shared with the turn."""
 
+    @property
+    def shown_text(self) -> str:
+        """The text as models and people see it, with the caption of a shared image."""
+        return f"{self.text} [shares {self.caption}]" if self.caption else self.text
+
 
 @dataclass(frozen=True)
 class Session:

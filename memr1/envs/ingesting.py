@@ -169,7 +169,7 @@ def turn_entries(dialogue: Dialogue) -> list[MemoryEntry]:
     """Every turn as an entry: what retrieval over raw turns and full context work on."""
     entries = []
     for session, turn in dialogue.turns():
-        text = f"{turn.speaker}: {turn.text}" + (f" [shares {turn.caption}]" if turn.caption else "")
+        text = f"{turn.speaker}: {turn.shown_text}"
         entries.append(
             MemoryEntry(
                 id=turn.id,

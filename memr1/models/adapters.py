@@ -216,7 +216,7 @@ class PolicyModel:
                 yield model
                 return
             originals = {layer: layer.base_layer.weight.data for layer in merged}
-            self._peft.base_model.disable_adapter_layers()
+            self._activate(BASE)  # the merged weights hold the adapter: it must not be added a second time
             try:
                 for layer, weight in merged.items():
                     layer.base_layer.weight.data = weight

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from memr1.errors import MemR1Error
 from memr1.models import packaged
+from memr1.models.attention import text_config
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +169,7 @@ def context_window(model: nn.Module) -> int:
 
     Raises MemR1Error when its config does not say.
     """
-    config: Any = model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = text_config(model)
     for field in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(config, field, None)
         if isinstance(value, int) and value > 0:

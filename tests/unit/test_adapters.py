@@ -384,6 +384,9 @@ def test_merged_weights_give_the_logits_of_the_adapter_follow_its_changes_and_le
         assert torch.allclose(plain, merged, atol=1e-4)
         assert torch.equal(_logits_of_base(model, ids), base)
         assert torch.equal(logits(model.use), plain)
+        with model.use("manager") as outer, torch.inference_mode():  # as inside a learner that stays active
+            assert torch.allclose(logits(model.use_merged), plain, atol=1e-4)
+            assert torch.equal(outer(input_ids=ids).logits, plain)
 
 
 def _logits_of_base(model: PolicyModel, ids: object) -> torch.Tensor:
