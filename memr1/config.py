@@ -161,7 +161,9 @@ class StageConfig:
     learning_rate: float = 2e-4
     """Peak learning rate. LoRA 1e-4 to 5e-4, full fine-tuning about 1e-6."""
     warmup_steps: int = 0
-    """Optimizer steps over which the learning rate rises from 0; constant afterwards."""
+    """Optimizer steps over which the learning rate rises from 0."""
+    schedule: str = "constant"
+    """The learning rate after the warm-up: `constant`, or `linear` or `cosine` down to 0 at the end of the stage."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
     bank: str = "oracle"
@@ -253,6 +255,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algo.aggregation": ("token-mean", "sequence-mean"),
     "stages.role": ("answerer", "manager"),
     "stages.objective": ("sft", "grpo"),
+    "stages.schedule": ("constant", "linear", "cosine"),
     "stages.bank": ("oracle", "manager", "add-everything"),
     "stages.reward": ("em_strict", "em_squad", "em_set", "f1", "bleu1"),
 }

@@ -61,7 +61,7 @@ class JsonManager:
         user += f"Facts: {json.dumps(list(facts), ensure_ascii=False)}"
         return [{"role": "system", "content": _MANAGER_SYSTEM}, {"role": "user", "content": user}]
 
-    def parse(self, completion: str, entries: Mapping[str, MemoryEntry]) -> Decision:
+    def parse(self, completion: str, entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> Decision:
         """See `ManagerProtocol.parse`. A surrounding Markdown code fence is allowed, other text is not."""
         text = completion.strip()
         fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", text, flags=re.DOTALL)
@@ -104,7 +104,7 @@ class JsonManager:
             return MemoryOp(event, entry_id=entry_id, expected_version=version)
         return MemoryOp(event, text=text.strip(), entry_id=entry_id, expected_version=version)
 
-    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry]) -> str:
+    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> str:
         """See `ManagerProtocol.write`. Raises KeyError when a target is not displayed."""
         numbers = {entry.id: number for number, entry in entries.items()}
         texts = {entry.id: entry.text for entry in entries.values()}

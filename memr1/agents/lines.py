@@ -1,9 +1,12 @@
 """The compact line protocol: one operation per line, short enough for a model of 135M parameters to learn.
 
-ADD <text>            Use: 1, 3
-UPDATE <n> <text>     Answer: <text>
+ADD [<text>]            Use: 1, 3
+UPDATE <n> [<text>]     Answer: <text>
 DELETE <n>
 NOOP
+
+Without a text, ADD and UPDATE store the new fact as it is worded: what is nearly always right costs no tokens, and what
+is learnt is which operation to choose.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from memr1.memory.types import Event, MemoryEntry, MemoryOp
 
 _MANAGER_SYSTEM = (
     "You keep a memory of facts up to date. Compare the new fact with the memories and reply with one line per "
-    "operation: ADD text, UPDATE number text, DELETE number, or NOOP."
+    "operation: ADD, UPDATE number, DELETE number, or NOOP. ADD and UPDATE store the new fact, or text you put after."
 )
 _ANSWERER_SYSTEM = (
     "Answer the question from the memories. The latest date wins. Reply with two lines: the numbers of the memories "
@@ -38,28 +41,31 @@ class LinesManager:
             {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\n{new}"},
         ]
 
-    def parse(self, completion: str, entries: Mapping[str, MemoryEntry]) -> Decision:
-        """See `ManagerProtocol.parse`. Every non-empty line must be an operation."""
+    def parse(self, completion: str, entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> Decision:
+        """See `ManagerProtocol.parse`. Every non-empty line must be an operation.
+
+        ADD without a text adds every new fact; UPDATE without one stores all of them in one entry.
+        """
         lines = [line.strip() for line in completion.strip().splitlines() if line.strip()]
         if not lines:
             return Decision(None, "empty: the completion holds no operation")
-        ops = []
+        ops: list[MemoryOp] = []
         for line in lines:
-            op = self._parse_line(line, entries)
-            if isinstance(op, str):
-                return Decision(None, op)
-            ops.append(op)
+            found = self._parse_line(line, entries, [one_line(fact) for fact in facts])
+            if isinstance(found, str):
+                return Decision(None, found)
+            ops += found
         return Decision(tuple(ops))
 
-    def _parse_line(self, line: str, entries: Mapping[str, MemoryEntry]) -> MemoryOp | str:
+    def _parse_line(self, line: str, entries: Mapping[str, MemoryEntry], facts: Sequence[str]) -> list[MemoryOp] | str:
         match = _OPERATION.fullmatch(line)
         if match is None:
             return f"unknown operation: {line[:60]!r}"
         event, rest = Event(match[1]), (match[2] or "").strip()
         if event is Event.NOOP:
-            return MemoryOp(event) if not rest else f"text after NOOP: {rest[:60]!r}"
+            return [MemoryOp(event)] if not rest else f"text after NOOP: {rest[:60]!r}"
         if event is Event.ADD:
-            return MemoryOp(event, text=rest) if rest else "ADD without text"
+            return [MemoryOp(event, text=text) for text in ([rest] if rest else facts)] or "ADD without text"
         numbered = _NUMBERED.fullmatch(rest)
         if numbered is None:
             return f"{event} without a memory number: {line[:60]!r}"
@@ -67,20 +73,25 @@ class LinesManager:
         entry = entries.get(number)
         entry_id, version = (entry.id, entry.version) if entry else (unknown_id(number), None)
         if event is Event.DELETE:
-            return MemoryOp(event, entry_id=entry_id, expected_version=version) if not text else "text after DELETE"
+            return [MemoryOp(event, entry_id=entry_id, expected_version=version)] if not text else "text after DELETE"
+        text = text or " ".join(facts)
         if not text:
             return "UPDATE without text"
-        return MemoryOp(event, text=text, entry_id=entry_id, expected_version=version)
+        return [MemoryOp(event, text=text, entry_id=entry_id, expected_version=version)]
 
-    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry]) -> str:
-        """See `ManagerProtocol.write`. Raises KeyError when a target is not displayed."""
+    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> str:
+        """See `ManagerProtocol.write`. A text that is the only new fact is left out.
+
+        Raises KeyError when a target is not displayed.
+        """
+        as_told = one_line(facts[0]) if len(facts) == 1 else None
         numbers = {entry.id: number for number, entry in entries.items()}
         lines = []
         for op in ops:
             parts: list[str] = [op.event]
             if op.event in (Event.UPDATE, Event.DELETE):
                 parts.append(numbers[op.entry_id or ""])
-            if op.event in (Event.ADD, Event.UPDATE):
+            if op.event in (Event.ADD, Event.UPDATE) and one_line(op.text) != as_told:
                 parts.append(one_line(op.text))
             lines.append(" ".join(parts))
         return "\n".join(lines)

@@ -41,11 +41,12 @@ class ManagerProtocol(Protocol):
     def render(self, facts: Sequence[str], date: str, entries: Mapping[str, MemoryEntry]) -> Messages:
         """Prompt for one decision. `entries`: displayed number -> related old entry."""
 
-    def parse(self, completion: str, entries: Mapping[str, MemoryEntry]) -> Decision:
-        """Read a decision. A number that was not displayed becomes an id that the bank rejects as unknown."""
+    def parse(self, completion: str, entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> Decision:
+        """Read a decision about `facts`. A number that was not displayed becomes an id that the bank rejects as
+        unknown."""
 
-    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry]) -> str:
-        """The completion that parses to these operations: the target of supervised training."""
+    def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> str:
+        """The completion about `facts` that parses to these operations: the target of supervised training."""
 
 
 class AnswererProtocol(Protocol):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memr1.agents.json_protocol import JsonAnswerer, JsonManager
@@ -34,6 +34,8 @@ class Prompt:
     """Displayed number -> entry."""
     cut: int = 0
     """Entries left out because the prompt would have been longer than its budget."""
+    facts: tuple[str, ...] = ()
+    """The new facts that a decision is asked about."""
 
 
 class ChatCodec:
@@ -56,15 +58,16 @@ class ChatCodec:
         """Text of a completion without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def fit(self, entries: Sequence[MemoryEntry], render: Any) -> Prompt:
-        """Show as many entries as the budget holds: the least relevant go first, the rest appear in order of time.
+    def fit(self, entries: Sequence[MemoryEntry], render: Any, *, in_time_order: bool) -> Prompt:
+        """Show as many entries as the budget holds: the least relevant are left out first.
 
-        entries: most relevant first. render: displayed entries -> messages. Raises MemR1Error when the prompt is too
-        long even without entries: cutting the question or the new fact would change the task.
+        entries: most relevant first; shown so, or in order of time. render: displayed entries -> messages. Raises
+        MemR1Error when the prompt is too long even without entries: cutting the question or the new fact would change
+        the task.
         """
 
         def at(count: int) -> Prompt:
-            shown = sorted(entries[:count], key=_in_time)
+            shown = sorted(entries[:count], key=_in_time) if in_time_order else entries[:count]
             numbered = {str(i): e for i, e in enumerate(shown, start=1)}
             ids, text = self.encode(render(numbered))
             return Prompt(ids, text, numbered, cut=len(entries) - count)
@@ -106,19 +109,23 @@ class Manager:
         self.protocol = protocol
 
     def prompt(self, facts: Sequence[str], date: str, related: Sequence[MemoryEntry]) -> Prompt:
-        """Prompt for one decision about `facts`, given related entries, most relevant first."""
-        return self.codec.fit(related, lambda entries: self.protocol.render(facts, date, entries))
+        """Prompt for one decision about `facts`, given related entries, most relevant first and shown so: what an
+        operation acts on is then nearly always among the first, where a small model finds it."""
+        prompt = self.codec.fit(
+            related, lambda entries: self.protocol.render(facts, date, entries), in_time_order=False
+        )
+        return replace(prompt, facts=tuple(facts))
 
     def read(self, completion: str, prompt: Prompt) -> Decision:
         """Parse a completion to operations on the bank's own ids."""
-        return self.protocol.parse(completion, prompt.entries)
+        return self.protocol.parse(completion, prompt.entries, prompt.facts)
 
     def demonstration(self, ops: Sequence[MemoryOp], prompt: Prompt) -> str | None:
         """The completion that would do `ops`; None when a target is not among the entries shown."""
         shown = {e.id for e in prompt.entries.values()}
         if any(op.entry_id is not None and op.entry_id not in shown for op in ops):
             return None
-        return self.protocol.write(ops, prompt.entries)
+        return self.protocol.write(ops, prompt.entries, prompt.facts)
 
 
 class Answerer:
@@ -129,8 +136,9 @@ class Answerer:
         self.protocol = protocol
 
     def prompt(self, question: str, entries: Sequence[MemoryEntry]) -> Prompt:
-        """Prompt for one question, given retrieved entries, most relevant first."""
-        return self.codec.fit(entries, lambda shown: self.protocol.render(question, shown))
+        """Prompt for one question, given retrieved entries, most relevant first; shown in order of time, so that the
+        last of several values is the one that holds."""
+        return self.codec.fit(entries, lambda shown: self.protocol.render(question, shown), in_time_order=True)
 
     def read(self, completion: str) -> Answer:
         """Parse a completion to an answer."""

@@ -59,14 +59,13 @@ class Phrases:
     `{have}`, `{s}` (the verb's ending), `{v}` and `{av}`.
     """
 
-    entry: str
-    """The plain current statement, as a perfect bank stores it."""
-    update: str
-    """The fact as extracted when the value has changed."""
-    revoke: str
-    """The fact as extracted when the value has ended; empty where the attribute cannot be revoked."""
-    restated: tuple[str, ...]
-    """Other wordings of `entry`, extracted when the fact is told again."""
+    plain: tuple[str, ...]
+    """Wordings of the fact as such: extracted when it is told first, when it is told again, and also when it replaces
+    another value, so that only the bank tells what is new, what is known and what has changed."""
+    update: tuple[str, ...]
+    """Wordings that say themselves that the value has changed; empty for set-valued attributes."""
+    revoke: tuple[str, ...]
+    """Wordings extracted when the value has ended; empty where the attribute cannot be revoked."""
     said: tuple[str, ...]
     """Utterances that tell a first value."""
     changed: tuple[str, ...]
@@ -88,9 +87,12 @@ class Phrases:
 
     def templates(self) -> Iterator[str]:
         """Every template in use."""
-        yield from (t for t in (self.entry, self.update, self.revoke, self.via) if t)
+        if self.via:
+            yield self.via
         for group in (
-            self.restated,
+            self.plain,
+            self.update,
+            self.revoke,
             self.said,
             self.changed,
             self.ended,

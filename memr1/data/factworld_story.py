@@ -298,22 +298,21 @@ class _Teller:
         phrases = self.lex.phrases[attribute]
         if kind == "state":
             self.plan.remove(chosen)
-            entry = say_fact(phrases.entry, subject, value)
-            fact = Fact(entry, OracleOp("ADD", entry))
+            fact = self._new_fact("ADD", phrases.plain, subject, value)
             lines = phrases.said
         elif kind == "update":
             value = self.rng.choice(self._unused_values(subject, ATTRIBUTES[attribute]))
-            entry = say_fact(phrases.entry, subject, value)
-            fact = Fact(say_fact(phrases.update, subject, value), OracleOp("UPDATE", entry, chosen.entry))
+            wordings = phrases.update if self.rng.random() < 0.5 else phrases.plain
+            fact = self._new_fact("UPDATE", wordings, subject, value, chosen.entry)
             lines = phrases.changed
         elif kind == "revoke":
-            entry = chosen.entry
-            fact = Fact(say_fact(phrases.revoke, subject, value), OracleOp("DELETE", "", entry))
+            fact = Fact(say_fact(self.rng.choice(phrases.revoke), subject, value), OracleOp("DELETE", "", chosen.entry))
             lines = phrases.ended
         else:
-            entry = chosen.entry
-            fact = Fact(say_fact(self._fresh(phrases.restated, subject), subject, value), OracleOp("NOOP", ""))
+            others = tuple(t for t in phrases.plain if say_fact(t, subject, value) != chosen.entry)
+            fact = Fact(say_fact(self._fresh(others, subject), subject, value), OracleOp("NOOP", ""))
             lines = phrases.again
+        entry = fact.text if kind in ("state", "update") else chosen.entry
         if kind in ("update", "revoke"):
             self.records[self.records.index(chosen)] = replace(chosen, end=day, ended_turn=turn_id)
         if kind in ("state", "update"):
@@ -323,6 +322,13 @@ class _Teller:
         self.events.append(TurnEvent(turn_id, kind, subject, attribute))
         text = say_aloud(self._fresh(lines, subject), subject, value, speaker, listener)
         return Turn(turn_id, speaker, self._dress(text, news=kind != "restate"), (fact,))
+
+    def _new_fact(
+        self, event: str, wordings: tuple[str, ...], subject: str, value: str, target: str | None = None
+    ) -> Fact:
+        """A fact that a perfect bank stores as it is worded: which words are kept is not what a manager must learn."""
+        text = say_fact(self.rng.choice(wordings), subject, value)
+        return Fact(text, OracleOp(event, text, target))
 
     def _passing(self, turn_id: str, speaker: str, listener: str) -> Turn:
         """A remark that mentions a value in passing: a manager that stores it confuses the day with the habit."""

@@ -75,7 +75,8 @@ class World:
         """Questions whose answers are right just after a turn, with evidence among the turns up to it.
 
         First come up to `num_bearing` questions that rest on what the turn's fact is about (for a passing remark:
-        on the attribute it could be mistaken for, or on its subject), then up to `num_others` about other live facts.
+        on the attribute it could be mistaken for, or on its subject), then up to `num_others` about other live facts:
+        those that share the subject or the attribute first, as they suffer when a decision hits the wrong entry.
         A turn of chatter has none of the first kind. `asked_after` is set to the turn.
         Raises MemR1Error for an id that is no turn of this dialogue.
         """
@@ -85,8 +86,11 @@ class World:
         others = [c for c in found if id(c) not in touching and c.category != "unanswerable"]
         if not bearing and not others:
             others = found  # nothing holds yet: only questions without an answer are left
-        chosen = _spread(rng, bearing, num_bearing) + _spread(rng, others, num_others)
-        return self._word(rng, chosen, turn_id)
+        near = [c for c in others if self._is_near(turn_id, c)]
+        far = [c for c in others if not self._is_near(turn_id, c)]
+        chosen = _spread(rng, near, num_others)
+        chosen += _spread(rng, far, num_others - len(chosen))
+        return self._word(rng, _spread(rng, bearing, num_bearing) + chosen, turn_id)
 
     def _bearing(self, turn_id: str, found: Iterable[Candidate]) -> list[Candidate]:
         event = self.event(turn_id)
@@ -95,6 +99,10 @@ class World:
         if event.attribute is None:
             return [c for c in found if c.category != "unanswerable" and event.subject in {s for s, _ in c.slots}]
         return [c for c in found if (event.subject, event.attribute) in c.slots]
+
+    def _is_near(self, turn_id: str, candidate: Candidate) -> bool:
+        event = self.event(turn_id)
+        return event is not None and any(s == event.subject or a == event.attribute for s, a in candidate.slots)
 
     def _state(self, turn_id: str) -> State:
         order = {turn.id: n for n, (_, turn) in enumerate(self.dialogue.turns())}

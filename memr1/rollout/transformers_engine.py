@@ -1,8 +1,8 @@
 """The default engine: plain transformers on CPU or GPU, computing shared prefixes once.
 
 Within one call, prompts that several requests share are prefilled once and their key-value cache is repeated for the
-group; what all prompts of a batch have in common (the instructions) is prefilled once for the batch. Nothing is kept
-between calls, so no cache can outlive the weights that made it.
+group; what different prompts have in common is prefilled once, too (`memr1.rollout.prefill`). Nothing is kept between
+calls, so no cache can outlive the weights that made it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ import numpy as np
 from memr1.errors import MemR1Error
 from memr1.models.attention import attention_kinds
 from memr1.rollout.engine import Completion, GenerationRequest, WeightUpdate
+from memr1.rollout.prefill import Prompt, common_prefix_length, families, prefill
 
 if TYPE_CHECKING:
     import torch
 
     from memr1.models.adapters import PolicyModel
-
-MIN_COMMON_PREFIX_TOKENS = 16
-"""Shorter common prefixes are not worth a forward pass of their own."""
 
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the cache when fewer than this share of the rows are still running."""
@@ -81,7 +79,7 @@ class TransformersEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """See `Engine.generate`. Raises ValueError on an empty prompt."""
         results: list[Completion | None] = [None] * len(requests)
-        by_policy: dict[str, dict[tuple[int, ...], list[int]]] = defaultdict(lambda: defaultdict(list))
+        by_policy: dict[str, dict[Prompt, list[int]]] = defaultdict(lambda: defaultdict(list))
         for i, request in enumerate(requests):
             if not request.prompt_ids:
                 raise ValueError(f"request {i} has an empty prompt")
@@ -89,33 +87,48 @@ class TransformersEngine:
         for policy, prompts in by_policy.items():
             with self.policies.use_merged(policy) as model:
                 for batch in self._batches(requests, prompts):
-                    for i, completion in self._generate_batch(model, requests, batch, self._versions[policy]):
+                    for i, completion in self._generate_batch(model, requests, batch, prompts, self._versions[policy]):
                         results[i] = completion
         return [r for r in results if r is not None]
 
     def _batches(
-        self, requests: Sequence[GenerationRequest], prompts: dict[tuple[int, ...], list[int]]
-    ) -> list[list[tuple[tuple[int, ...], list[int]]]]:
-        """Prompts of similar length together, so that little is padding, within the token budget."""
-        ordered = sorted(prompts.items(), key=lambda item: len(item[0]))
-        batches: list[list[tuple[tuple[int, ...], list[int]]]] = []
+        self, requests: Sequence[GenerationRequest], prompts: dict[Prompt, list[int]]
+    ) -> list[list[list[Prompt]]]:
+        """Families of prompts in batches within the token budget: those of similar length together, so that little is
+        padding, and families of several apart from prompts that share nothing."""
+        singles, several = [], []
+        for family in families(list(prompts)):
+            (several if len(family) > 1 else singles).append(family)
+        singles.sort(key=lambda family: len(family[0]))
+        several.sort(key=lambda family: common_prefix_length(family))
+        return [batch for kind in (singles, several) for batch in self._packed(requests, prompts, kind)]
+
+    def _packed(
+        self, requests: Sequence[GenerationRequest], prompts: dict[Prompt, list[int]], kind: list[list[Prompt]]
+    ) -> list[list[list[Prompt]]]:
+        batches: list[list[list[Prompt]]] = []
         rows = widest = 0
-        for prompt, members in ordered:
-            width = len(prompt) + max(requests[i].sampling.max_new_tokens for i in members)
-            widest = max(widest, width)  # a shorter prompt with more tokens to come may be the widest row
-            if batches and (rows + len(members)) * widest <= self.max_tokens_per_batch:
-                batches[-1].append((prompt, members))
+        for family in kind:
+            for n, prompt in enumerate(family):
+                members = prompts[prompt]
+                width = len(prompt) + max(requests[i].sampling.max_new_tokens for i in members)
+                widest = max(widest, width)  # a shorter prompt with more tokens to come may be the widest row
                 rows += len(members)
-            else:
-                batches.append([(prompt, members)])
-                rows, widest = len(members), width
+                if not batches or rows * widest > self.max_tokens_per_batch:
+                    batches.append([[prompt]])
+                    rows, widest = len(members), width
+                elif n == 0:
+                    batches[-1].append([prompt])
+                else:
+                    batches[-1][-1].append(prompt)
         return batches
 
     def _generate_batch(
         self,
         model: torch.nn.Module,
         requests: Sequence[GenerationRequest],
-        batch: list[tuple[tuple[int, ...], list[int]]],
+        batch: list[list[Prompt]],
+        members_of: dict[Prompt, list[int]],
         version: int,
     ) -> list[tuple[int, Completion]]:
         import torch
@@ -124,9 +137,10 @@ class TransformersEngine:
             start = time.perf_counter()
             # identical greedy requests have one answer: compute it once
             rows: list[tuple[int, list[int]]] = []  # (prompt index, request indices served by this row)
-            for p, (_, members) in enumerate(batch):
+            prompts = [prompt for family in batch for prompt in family]
+            for p, prompt in enumerate(prompts):
                 greedy: dict[int, list[int]] = {}
-                for i in members:
+                for i in members_of[prompt]:
                     sampling = requests[i].sampling
                     if sampling.temperature > 0:
                         rows.append((p, [i]))
@@ -135,19 +149,19 @@ class TransformersEngine:
                     else:
                         greedy[sampling.max_new_tokens] = [i]
                         rows.append((p, greedy[sampling.max_new_tokens]))
-            prompts = [prompt for prompt, _ in batch]
-            logits, cache, mask, computed = _prefill(model, prompts, self.pad_id)
+            filled = prefill(model, batch, self.pad_id)
+            assert filled.logits is not None and filled.mask is not None
             self.timings["prefill_s"] += time.perf_counter() - start
-            self.timings["prefill_tokens"] += computed
+            self.timings["prefill_tokens"] += filled.computed
             start = time.perf_counter()
             how = [requests[members[0]].sampling for _, members in rows]
             decoded = _decode(
                 model,
-                logits,
-                cache,
-                mask,
+                filled.logits,
+                filled.cache,
+                filled.mask,
                 prompt_of_row=[p for p, _ in rows],
-                prompt_lengths=[len(p) for p in prompts],
+                prompt_lengths=filled.lengths,
                 max_new_tokens=[s.max_new_tokens for s in how],
                 temperatures=[s.temperature for s in how],
                 seeds=[s.seed for s in how],
@@ -160,60 +174,6 @@ class TransformersEngine:
             completion = Completion(tuple(ids), tuple(logprobs), reason, version)
             out.extend((i, completion) for i in members)
         return out
-
-
-def common_prefix_length(prompts: Sequence[tuple[int, ...]]) -> int:
-    """Tokens that all prompts start with, leaving each at least one token of its own."""
-    shortest, longest = min(prompts), max(prompts)
-    limit = min(len(p) for p in prompts) - 1
-    n = 0
-    while n < limit and shortest[n] == longest[n]:
-        n += 1
-    return n
-
-
-def _prefill(
-    model: torch.nn.Module, prompts: Sequence[tuple[int, ...]], pad_id: int
-) -> tuple[torch.Tensor, Any, torch.Tensor, int]:
-    """Run all prompts once.
-
-    Returns next-token logits (num_prompts, vocab), the cache, the attention mask (num_prompts, width), and the number
-    of tokens computed, padding not counted.
-    """
-    import torch
-
-    from memr1.rollout.kv_cache import RoomyCache
-
-    device = next(model.parameters()).device
-    cache: Any = RoomyCache()
-    shared = common_prefix_length(prompts) if len(prompts) > 1 else 0
-    # padding then lies between prefix and suffix; a sliding window counts cache columns and would count it too
-    if shared < MIN_COMMON_PREFIX_TOKENS or "sliding_attention" in attention_kinds(model):
-        shared = 0
-    if shared:
-        prefix = torch.tensor([prompts[0][:shared]], device=device)
-        model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache.batch_select_indices(torch.zeros(len(prompts), dtype=torch.long, device=device))
-    suffixes = [p[shared:] for p in prompts]
-    width = max(len(s) for s in suffixes)
-    ids = torch.full((len(prompts), width), pad_id, dtype=torch.long)
-    mask = torch.ones((len(prompts), shared + width), dtype=torch.long)
-    positions = torch.zeros((len(prompts), width), dtype=torch.long)
-    for row, suffix in enumerate(suffixes):
-        pad = width - len(suffix)
-        ids[row, pad:] = torch.tensor(suffix)
-        mask[row, shared : shared + pad] = 0
-        positions[row, pad:] = torch.arange(shared, shared + len(suffix))
-    ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=positions,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    return out.logits[:, -1].float(), cache, mask, shared + sum(len(s) for s in suffixes)
 
 
 def _decode(

@@ -29,6 +29,7 @@ from memr1.training.checkpoints import TrainState, committed, discard, load_stat
 from memr1.training.checks import check_first_step
 from memr1.training.metrics import learner_metrics, rollout_metrics, trajectory_record
 from memr1.training.runlog import RunLog
+from memr1.training.schedule import learning_rate
 from memr1.training.tasks import TrainTask
 from memr1.training.worlds import training_dialogues
 from memr1.trajectory import Trajectory
@@ -159,10 +160,9 @@ class Trainer:
             pad_id=0,
             share_prefixes=learners.supports_shared_prefixes(),
         )
-        warmup = min(1.0, (self.state.stage_step + 1) / (stage.warmup_steps + 1))
         settings = UpdateSettings(
             objective=stage.objective,
-            learning_rate=stage.learning_rate * warmup,
+            learning_rate=learning_rate(stage, self.state.stage_step),
             trained_tokens=plan.trained_tokens,
             trained_sequences=plan.trained_sequences,
             temperature=1.0 if stage.objective == "sft" else self.config.rollout.temperature,

@@ -14,10 +14,11 @@ from memr1.errors import MemR1Error
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.learner.scoring import CompletionScorer, to_tensors
 from memr1.models.adapters import PolicyModel
-from memr1.rollout import transformers_engine
+from memr1.rollout import prefill, transformers_engine
 from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
 from memr1.rollout.kv_cache import RoomyCache
-from memr1.rollout.transformers_engine import TransformersEngine, _inverse_cdf, common_prefix_length
+from memr1.rollout.prefill import common_prefix_length, families
+from memr1.rollout.transformers_engine import TransformersEngine, _inverse_cdf
 from tests.unit.small_models import ATTENTION_MODELS, VOCAB, build, plain_logprobs
 
 EOS = (1, 7, 23, 41)
@@ -73,14 +74,61 @@ def test_what_a_request_gets_does_not_depend_on_its_batch(architecture: str, tem
 def test_a_common_beginning_of_prompts_changes_nothing(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make_engine(architecture)
     requests = [r for r in mixed_requests(1.0) if len(r.prompt_ids) > 20]
-    monkeypatch.setattr(transformers_engine, "MIN_COMMON_PREFIX_TOKENS", 1)
+    monkeypatch.setattr(prefill, "MIN_COMMON_PREFIX_TOKENS", 1)
     with_prefix = engine.generate(requests)
     computed = engine.pop_timings()["prefill_tokens"]
-    monkeypatch.setattr(transformers_engine, "MIN_COMMON_PREFIX_TOKENS", 10**9)
+    monkeypatch.setattr(prefill, "MIN_COMMON_PREFIX_TOKENS", 10**9)
     same(with_prefix, engine.generate(requests))
     assert engine.pop_timings()["prefill_tokens"] == 5 * 20 + 34
     # layers with a sliding window would count the padding behind the beginning, so they do without
     assert computed == (134 if architecture in ("mistral", "gemma2") else 20 + 34)
+
+
+def family_requests(temperature: float) -> list[GenerationRequest]:
+    """Behind one beginning: five families of two to four prompts with beginnings of their own, and three loners."""
+    rng = random.Random(5)
+
+    def tokens(n: int) -> tuple[int, ...]:
+        return tuple(rng.randrange(3, VOCAB) for _ in range(n))
+
+    beginning, prompts = tokens(20), []
+    for size in (2, 3, 4, 2, 3):
+        memories = tokens(rng.randrange(22, 30))
+        prompts += [beginning + memories + tokens(rng.randrange(1, 6)) for _ in range(size)]
+    prompts += [beginning + tokens(n) for n in (2, 30, 40)]
+    requests = [request(p, n=8, t=temperature, seed=i) for i, p in enumerate(prompts + prompts[:3])]
+    rng.shuffle(requests)
+    return requests
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("architecture", ATTENTION_MODELS)
+def test_families_of_prompts_are_computed_once_and_change_nothing(architecture: str, temperature: float) -> None:
+    engine, requests = make_engine(architecture), family_requests(temperature)
+    together = engine.generate(requests)
+    computed = engine.pop_timings()["prefill_tokens"]
+    same(together, [engine.generate([r])[0] for r in requests])
+    distinct = {r.prompt_ids for r in requests}
+    if architecture in ("mistral", "gemma2"):  # sliding windows
+        assert computed == sum(map(len, distinct))
+    else:
+        found = families(sorted(distinct))
+        own = sum(len(f[0]) - 20 if len(f) == 1 else common_prefix_length(f) - 20 for f in found)
+        own += sum(len(p) - common_prefix_length(f) for f in found if len(f) > 1 for p in f)
+        assert computed == 2 * 20 + own < 0.5 * sum(map(len, distinct))  # two batches: families and loners
+    engine.max_tokens_per_batch = 200  # families are divided between batches
+    same(together, engine.generate(requests))
+
+
+def test_families_join_while_that_saves_tokens() -> None:
+    a, b = tuple(range(100, 140)), tuple(range(200, 240))
+    first, second, third = (*a, 1, 1), (*a, 1, 2), (*a, 2)
+    assert families([b, third, first, second]) == [[first, second, third], [b]]
+    # a neighbour that shares 16 of the 41 tokens that two share would spoil the family: 2 x 16 < 41
+    neighbour = (*a[:16], 999)
+    assert families([neighbour, first, second, b]) == [[first, second], [neighbour], [b]]
+    assert families([(3, 4)]) == [[(3, 4)]]
+    assert families([(3, *a), (3, *b)]) == [[(3, *a)], [(3, *b)]], "what all share is no family's own"
 
 
 def test_dropping_finished_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,10 +153,11 @@ def test_batches_stay_within_the_token_budget_also_when_short_prompts_have_much_
         prompts.setdefault(r.prompt_ids, []).append(i)
     batches = engine._batches(requests, prompts)
     for batch in batches:
-        rows = sum(len(members) for _, members in batch)
-        width = max(len(p) + max(requests[i].sampling.max_new_tokens for i in members) for p, members in batch)
+        members = [prompts[p] for family in batch for p in family]
+        rows = sum(len(m) for m in members)
+        width = max(len(requests[i].prompt_ids) + requests[i].sampling.max_new_tokens for m in members for i in m)
         assert rows * width <= 100
-    assert sum(len(members) for batch in batches for _, members in batch) == len(requests)
+    assert sorted(p for batch in batches for family in batch for p in family) == sorted(prompts)
 
 
 def test_identical_greedy_requests_are_decoded_once() -> None:

@@ -14,7 +14,7 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from memr1.data.factworld import FactWorldConfig, Record, World, generate, generate_dialogues
+from memr1.data.factworld import FactWorldConfig, Record, TurnEvent, World, generate, generate_dialogues
 from memr1.data.factworld_lexicon import ATTRIBUTES, lexicon, say_fact
 from memr1.data.types import Dialogue, Question
 from memr1.errors import MemR1Error
@@ -94,7 +94,7 @@ def test_a_lexicon_is_complete_and_unambiguous(split: str) -> None:
         assert bool(phrases.revoke) == bool(phrases.ended) == attribute.revocable, key
         assert bool(phrases.update) == bool(phrases.changed) == (not attribute.is_set), key
         assert bool(phrases.count) == attribute.is_set, key
-        assert len(phrases.restated) >= 2 and phrases.entry not in phrases.restated, key
+        assert len(phrases.plain) >= 3, key
         if attribute.pool == "person":
             assert phrases.via
         else:
@@ -173,22 +173,44 @@ def test_oracle_operations_replay_and_end_in_the_facts_that_hold(worlds: list[Wo
                 else:
                     assert oracle.target_text is None
                 if oracle.event in ("ADD", "UPDATE"):
-                    assert oracle.text and oracle.text not in bank
+                    assert oracle.text == fact.text and oracle.text not in bank
                     bank[oracle.text] = turn.id
                 else:
                     assert oracle.text == ""
-                if oracle.event != "ADD":
-                    assert fact.text not in bank, "an update, revocation or restatement is worded otherwise"
+                if oracle.event in ("DELETE", "NOOP"):
+                    assert fact.text not in bank, "a revocation or restatement is worded otherwise"
             assert world.live_entries(turn.id) == list(bank)
         # Written from the relation table's own columns, not from Record.entry.
-        held = {
-            say_fact(lexicon(world.story.split).phrases[r.attribute].entry, r.subject, r.value): r.told_turn
+        phrases = lexicon(world.story.split).phrases
+        held = [
+            ({say_fact(t, r.subject, r.value) for t in phrases[r.attribute].plain + phrases[r.attribute].update}, r)
             for r in world.records
             if r.end is None
-        }
-        assert bank == held
+        ]
+        assert len(bank) == len(held)
+        for (text, turn_id), (wordings, record) in zip(bank.items(), held, strict=True):
+            assert text in wordings and turn_id == record.told_turn
     assert set(events) == {"ADD", "UPDATE", "DELETE", "NOOP"}
     assert min(events.values()) >= len(worlds)
+
+
+def test_the_wording_of_a_fact_does_not_give_away_what_to_do_with_it(worlds: list[World]) -> None:
+    """The same template is told first, told again and told as a change: only the bank tells which it is."""
+    kinds: dict[str, set[str]] = {}
+    for world in worlds:
+        phrases = lexicon(world.story.split).phrases
+        for _, turn in world.dialogue.turns():
+            event = world.event(turn.id)
+            if event is None or event.attribute is None:
+                continue
+            (fact,) = turn.facts or ()
+            values = {r.value for r in world.records if (r.subject, r.attribute) == (event.subject, event.attribute)}
+            for t in phrases[event.attribute].plain:
+                if fact.text in {say_fact(t, event.subject, v) for v in values}:
+                    kinds.setdefault(t, set()).add(event.kind)
+    seen = Counter(kind for found in kinds.values() for kind in found)
+    ambiguous = [t for t, found in kinds.items() if found >= {"state", "restate", "update"}]
+    assert set(seen) == {"state", "restate", "update"} and len(ambiguous) >= 10
 
 
 def test_a_restatement_repeats_a_fact_that_holds_and_a_passing_remark_does_not(worlds: list[World]) -> None:
@@ -202,7 +224,7 @@ def test_a_restatement_repeats_a_fact_that_holds_and_a_passing_remark_does_not(w
             same = [
                 r for r in world.live_records(turn.id) if (r.subject, r.attribute) == (event.subject, event.attribute)
             ]
-            reworded = {say_fact(t, r.subject, r.value) for r in same for t in phrases[r.attribute].restated}
+            reworded = {say_fact(t, r.subject, r.value) for r in same for t in phrases[r.attribute].plain}
             assert (fact.text in reworded) == (event.kind == "restate")
             assert fact.oracle is not None and fact.oracle.event == "NOOP"
 
@@ -361,6 +383,25 @@ def test_questions_after_a_turn_are_right_as_of_that_turn(worlds: list[World]) -
                 check(world, q, meanings)
             asked += len(questions)
     assert asked > 1000
+
+
+def test_other_questions_are_first_about_what_a_wrong_decision_would_hit(worlds: list[World]) -> None:
+    chosen = by_chance = 0.0
+    for world in worlds[:15]:
+        meanings = reader(world)
+        for event in world.story.events:
+
+            def is_near(q: Question, event: TurnEvent = event, meanings: dict = meanings) -> bool:
+                read = meanings[q.text]
+                return any(event.subject in m[1] or event.attribute in (m[2], m[1].split("|")[-1]) for m in read)
+
+            every = world.questions_after(event.turn_id, random.Random(0), num_bearing=0, num_others=100)
+            if every:
+                by_chance += sum(map(is_near, every)) / len(every)
+                chosen += is_near(
+                    world.questions_after(event.turn_id, random.Random(0), num_bearing=0, num_others=1)[0]
+                )
+    assert chosen > 1.5 * by_chance > 0
 
 
 def test_mishandling_a_changing_turn_changes_the_answer_to_one_of_its_questions(worlds: list[World]) -> None:

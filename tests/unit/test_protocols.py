@@ -89,6 +89,26 @@ def check_decision(manager: LinesManager | JsonManager, completion: str) -> None
             assert result.ok == (result.reason is None)
 
 
+def test_lines_without_a_text_store_the_new_facts_as_they_are_worded() -> None:
+    manager, facts = LinesManager(), ["Ana moved\n to Rome", "Ben left"]
+    assert manager.parse("ADD", ENTRIES, facts).ops == (
+        MemoryOp(Event.ADD, text="Ana moved to Rome"),
+        MemoryOp(Event.ADD, text="Ben left"),
+    )
+    (op,) = manager.parse("UPDATE 1", ENTRIES, facts).ops or ()
+    assert (op.event, op.text, op.entry_id) == (Event.UPDATE, "Ana moved to Rome Ben left", ENTRIES["1"].id)
+    assert manager.parse("ADD Ben is gone", ENTRIES, facts).ops == (MemoryOp(Event.ADD, text="Ben is gone"),)
+    assert manager.parse("ADD", ENTRIES).error == "ADD without text"
+    assert manager.parse("UPDATE 1", ENTRIES).error == "UPDATE without text"
+
+
+def test_a_demonstration_leaves_out_the_text_only_where_it_is_the_one_new_fact() -> None:
+    manager, add = LinesManager(), MemoryOp(Event.ADD, text="Ana moved")
+    assert manager.write([add], ENTRIES, ["Ana  moved"]) == "ADD"
+    assert manager.write([add], ENTRIES, ["Ana left"]) == manager.write([add], ENTRIES) == "ADD Ana moved"
+    assert manager.write([add], ENTRIES, ["Ana moved", "Ben left"]) == "ADD Ana moved"
+
+
 @pytest.mark.parametrize("manager", MANAGERS, ids=lambda m: type(m).__name__)
 @given(completion=COMPLETIONS)
 @settings(max_examples=200, deadline=None)

@@ -15,7 +15,7 @@ from memr1.agents.lines import LinesManager
 from memr1.agents.roles import Agents, ChatCodec, make_agents
 from memr1.data.types import Fact, Session, Turn
 from memr1.errors import MemR1Error
-from memr1.memory.types import Event, MemoryOp
+from memr1.memory.types import Event, MemoryEntry, MemoryOp
 from tests.unit.scripted import entry, make_config, tokenizer
 
 
@@ -119,9 +119,19 @@ def test_no_demonstration_for_a_target_that_was_cut_from_the_prompt() -> None:
     manager = agents().manager
     prompt = manager.prompt(["Ana moved"], "", ENTRIES[:2])
     seen, unseen = (MemoryOp(Event.DELETE, entry_id=e.id) for e in (ENTRIES[0], ENTRIES[5]))
-    assert manager.demonstration([seen], prompt) == "DELETE 2"
+    assert manager.demonstration([seen], prompt) == "DELETE 1"  # shown as given: the most relevant first
     assert manager.demonstration([seen, unseen], prompt) is None
     assert manager.demonstration([MemoryOp(Event.ADD, text="x")], prompt) == "ADD x"
+
+
+def test_the_manager_sees_entries_by_relevance_and_the_answerer_by_time() -> None:
+    late, early = (
+        MemoryEntry("m1", "late", event_time="2024-05-01"),
+        MemoryEntry("m2", "early", event_time="2024-01-01"),
+    )
+    both = agents()
+    assert [e.text for e in both.manager.prompt(["Ana moved"], "", [late, early]).entries.values()] == ["late", "early"]
+    assert [e.text for e in both.answerer.prompt("Who moved?", [late, early]).entries.values()] == ["early", "late"]
 
 
 SESSION = Session("s1", None, "2 March 2024", ())
