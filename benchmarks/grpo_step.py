@@ -3,8 +3,9 @@
     python benchmarks/grpo_step.py --rows rows.jsonl --group-size 8 --max-new-tokens 16
 
 Rows are JSON lines {"prompt": chat-template text, "answer": gold}. Without --rows the prompts are FactWorld questions
-over full memory banks. The reference, measured in the same run, is the same step without shared prefixes: every sample
-prefilled on its own, and every sequence of the update in a row of its own. Rewards are set matches of the answer.
+over full memory banks. The reference, measured in the same run, is the same step without shared prefixes: all samples
+in one batch of `generate` of transformers over the unmerged adapter, every sequence of the update in a row of its own.
+Its prefill is a `generate` of one token, its decoding the rest. Rewards are set matches of the answer.
 """
 
 from __future__ import annotations
@@ -114,6 +115,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return out
 
 
+Sampled = tuple[tuple[int, ...], tuple[float, ...]]
+"""Tokens of a completion and their log-probabilities."""
+
+
 class Bench:
     """An engine and a learner on the same weights."""
 
@@ -147,32 +152,22 @@ class Bench:
         from memr1.learner.deepspeed_learner import UpdateSettings
         from memr1.learner.packing import TrainSequence, plan_microbatches
         from memr1.rewards.match import em_set
-        from memr1.rollout.engine import GenerationRequest, SamplingParams, WeightUpdate
+        from memr1.rollout.engine import WeightUpdate
 
         group = self.args.group_size
-        requests = [
-            GenerationRequest(
-                p, "answerer", SamplingParams(self.args.max_new_tokens, 1.0, seed=10**6 * index + 100 * i + g)
-            )
-            for i, p in enumerate(prompts)
-            for g in range(group)
-        ]
-        # the reference asks for every sample alone, so that nothing is shared within or between prompts
-        completions = (
-            self.engine.generate(requests) if shared else [c for r in requests for c in self.engine.generate([r])]
-        )
-        timings = self.engine.pop_timings()
+        samples = [p for p in prompts for _ in range(group)]
+        sample = self.sample_shared if shared else self.sample_unshared
+        completions, timings = sample(samples, seed=10**6 * index)
         rewards = torch.tensor(
-            [em_set(self.tokenizer.decode(c.ids, skip_special_tokens=True), rows[i // group]["answer"])
-             for i, c in enumerate(completions)]
+            [em_set(self.tokenizer.decode(ids, skip_special_tokens=True), rows[i // group]["answer"])
+             for i, (ids, _) in enumerate(completions)]
         )  # fmt: skip
-        ids = torch.arange(len(prompts)).repeat_interleave(group)
-        advantages = grpo_advantages(rewards, ids)
+        advantages = grpo_advantages(rewards, torch.arange(len(prompts)).repeat_interleave(group))
         if not advantages.any():  # an untrained model may get all wrong: the work is the same, give it a direction
             advantages = torch.linspace(-1, 1, len(completions))
         sequences = [
-            TrainSequence(r.prompt_ids, c.ids, (True,) * len(c.ids), float(a), c.logprobs)
-            for r, c, a in zip(requests, completions, advantages, strict=True)
+            TrainSequence(prompt, ids, (True,) * len(ids), float(a), logprobs)
+            for prompt, (ids, logprobs), a in zip(samples, completions, advantages, strict=True)
         ]
         start = time.perf_counter()
         plan = plan_microbatches(
@@ -198,6 +193,49 @@ class Bench:
         }
         out["total_s"] = sum(v for k, v in out.items() if k.endswith("_s"))
         return out
+
+    def sample_shared(self, samples: list[tuple[int, ...]], seed: int) -> tuple[list[Sampled], dict[str, float]]:
+        """One completion per prompt by memr1's engine, and what it took."""
+        from memr1.rollout.engine import GenerationRequest, SamplingParams
+
+        new = self.args.max_new_tokens
+        requests = [GenerationRequest(p, "answerer", SamplingParams(new, 1.0, seed + i)) for i, p in enumerate(samples)]
+        return [(c.ids, c.logprobs) for c in self.engine.generate(requests)], self.engine.pop_timings()
+
+    def sample_unshared(self, samples: list[tuple[int, ...]], seed: int) -> tuple[list[Sampled], dict[str, float]]:
+        """The same by `generate` of transformers on one padded batch."""
+        import torch
+
+        width, pad = max(map(len, samples)), self.tokenizer.pad_token_id
+        with self.engine.policies.use("answerer") as model, torch.inference_mode():
+            ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in samples], device=model.device)
+            mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in samples], device=model.device)
+
+            def generate(max_new_tokens: int) -> Any:
+                torch.manual_seed(seed)
+                return model.generate(
+                    input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0,
+                    top_k=0, top_p=1.0, eos_token_id=list(self.engine.eos_ids), pad_token_id=pad,
+                    return_dict_in_generate=True, output_logits=True,
+                )  # fmt: skip
+
+            start = time.perf_counter()
+            generate(1)
+            middle = time.perf_counter()
+            out = generate(self.args.max_new_tokens)
+            end = time.perf_counter()
+        chosen = out.sequences[:, width:]
+        scores = torch.stack(out.logits, dim=1).float().log_softmax(-1).gather(2, chosen[..., None])[..., 0]
+        completions: list[Sampled] = []
+        for tokens, logprobs in zip(chosen.tolist(), scores.tolist(), strict=True):
+            length = next((n for n, t in enumerate(tokens, 1) if t in self.engine.eos_ids), len(tokens))
+            completions.append((tuple(tokens[:length]), tuple(logprobs[:length])))
+        return completions, {
+            "prefill_s": middle - start,
+            "prefill_tokens": float(sum(map(len, samples))),
+            "decode_s": (end - middle) - (middle - start),
+            "decode_tokens": float(sum(len(ids) for ids, _ in completions)),
+        }
 
 
 def print_table(result: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def extraction_prompt(agents: Agents, turn: Turn, session: Session) -> Prompt:
         {"role": "system", "content": _SYSTEM},
         {"role": "user", "content": f"{turn.speaker}{date}: {turn.shown_text}"},
     ]
-    return agents.codec.fit((), lambda _: messages, in_time_order=True)
+    return agents.codec.fit((), lambda _: messages)
 
 
 def read_facts(completion: str) -> list[str]:

@@ -6,7 +6,6 @@ weights and call no engine: episodes (`memr1.envs`) do that.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,17 +57,16 @@ class ChatCodec:
         """Text of a completion without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def fit(self, entries: Sequence[MemoryEntry], render: Any, *, in_time_order: bool) -> Prompt:
+    def fit(self, entries: Sequence[MemoryEntry], render: Any) -> Prompt:
         """Show as many entries as the budget holds: the least relevant are left out first.
 
-        entries: most relevant first; shown so, or in order of time. render: displayed entries -> messages. Raises
-        MemR1Error when the prompt is too long even without entries: cutting the question or the new fact would change
-        the task.
+        entries: most relevant first, and shown so: what a decision or an answer rests on is then nearly always among
+        the first, where a small model finds it. render: displayed entries -> messages. Raises MemR1Error when the
+        prompt is too long even without entries: cutting the question or the new fact would change the task.
         """
 
         def at(count: int) -> Prompt:
-            shown = sorted(entries[:count], key=_in_time) if in_time_order else entries[:count]
-            numbered = {str(i): e for i, e in enumerate(shown, start=1)}
+            numbered = {str(i): e for i, e in enumerate(entries[:count], start=1)}
             ids, text = self.encode(render(numbered))
             return Prompt(ids, text, numbered, cut=len(entries) - count)
 
@@ -93,14 +91,6 @@ class ChatCodec:
         return best
 
 
-def _in_time(entry: MemoryEntry) -> tuple[str, list[str | int]]:
-    """Sorts by time, and entries of one time by id, with m2 before m10: ids count up in the order of telling."""
-    parts = re.split(r"([0-9]+)", entry.id)
-    return entry.event_time or entry.updated_at or entry.created_at or "", [
-        int(part[:18]) if i % 2 else part for i, part in enumerate(parts)
-    ]
-
-
 class Manager:
     """The Memory Manager's side of the conversation."""
 
@@ -109,11 +99,8 @@ class Manager:
         self.protocol = protocol
 
     def prompt(self, facts: Sequence[str], date: str, related: Sequence[MemoryEntry]) -> Prompt:
-        """Prompt for one decision about `facts`, given related entries, most relevant first and shown so: what an
-        operation acts on is then nearly always among the first, where a small model finds it."""
-        prompt = self.codec.fit(
-            related, lambda entries: self.protocol.render(facts, date, entries), in_time_order=False
-        )
+        """Prompt for one decision about `facts`, given related entries, most relevant first."""
+        prompt = self.codec.fit(related, lambda entries: self.protocol.render(facts, date, entries))
         return replace(prompt, facts=tuple(facts))
 
     def read(self, completion: str, prompt: Prompt) -> Decision:
@@ -136,9 +123,8 @@ class Answerer:
         self.protocol = protocol
 
     def prompt(self, question: str, entries: Sequence[MemoryEntry]) -> Prompt:
-        """Prompt for one question, given retrieved entries, most relevant first; shown in order of time, so that the
-        last of several values is the one that holds."""
-        return self.codec.fit(entries, lambda shown: self.protocol.render(question, shown), in_time_order=True)
+        """Prompt for one question, given retrieved entries, most relevant first."""
+        return self.codec.fit(entries, lambda shown: self.protocol.render(question, shown))
 
     def read(self, completion: str) -> Answer:
         """Parse a completion to an answer."""

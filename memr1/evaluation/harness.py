@@ -127,7 +127,8 @@ def _embedding(entries: list[MemoryEntry], world: World, k: int) -> Retrieve:
 
 
 def _full_context(entries: list[MemoryEntry], world: World, k: int) -> Retrieve:
-    # what does not fit the window is cut from the end of this list: the oldest turns go first
+    # what does not fit the window is cut from the end of this list, so that the oldest turns go first; and questions
+    # of one dialogue share their prompts' beginnings, which are computed once
     return lambda _: entries[::-1]
 
 

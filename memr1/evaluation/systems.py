@@ -35,7 +35,9 @@ SYSTEMS = {
         System("no-memory", "none", TRAINED, description="the trained answerer without any memory"),
         System("bm25", "bm25", TRAINED, description="BM25 over raw turns, the trained answerer"),
         System("embedding", "embedding", TRAINED, description="nearest raw turns, the trained answerer"),
-        System("full-context", "full-context", TRAINED, description="all turns, cut to the prompt budget, newest kept"),
+        System(
+            "full-context", "full-context", TRAINED, description="all turns, newest first, cut to the prompt budget"
+        ),
         System("untrained", "manager", UNTRAINED, UNTRAINED, "the whole pipeline without any training"),
         System("add-everything", "add-everything", TRAINED, description="every fact added, the trained answerer"),
         System("warm-started", "manager", WARM, WARM, "both roles after the supervised stages (Memory-SFT)"),

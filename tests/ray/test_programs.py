@@ -94,8 +94,8 @@ def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
             end(process)
 
 
-@pytest.mark.timeout(280)
-def test_a_submitted_job_trains_and_prints_its_result(head, make_config, tmp_path):
+@pytest.mark.timeout(330)
+def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_config, tmp_path):
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
     address, env = head
     make_config(tmp_path)
@@ -130,6 +130,17 @@ def test_a_submitted_job_trains_and_prints_its_result(head, make_config, tmp_pat
     assert Path(result["checkpoint"], "COMMITTED").exists()
     logged = [json.loads(line) for line in (tmp_path / "tiny" / "metrics.jsonl").read_text().splitlines()]
     assert logged[-1]["learner/loss"] == result["metrics"]["learner/loss"]
+
+    evaluate = [*command[: command.index("--") + 1], sys.executable, "rayjobs/evaluate.py", str(tmp_path / "tiny")]
+    evaluate += ["--systems", "add-everything", "evaluation.num_worlds=1"]
+    done = subprocess.run(evaluate, env=env, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"run_dir"'))
+    (row,) = result["rows"]
+    assert row["system"] == "add-everything" and row["n"] >= 6
+    predicted = (tmp_path / "tiny" / "predictions" / "factworld" / "add-everything.jsonl").read_text().splitlines()
+    assert len(predicted) == row["n"]
+    assert "add-everything" in Path(result["report"]).read_text()
 
 
 def reachable(address: str) -> bool:

@@ -100,7 +100,7 @@ def test_an_answer_is_paid_and_told_with_everything_a_viewer_needs() -> None:
     assert (played.reward, played.reward_parts, played.error) == (1.0, {"em_set": 1.0}, None)
     assert (played.task_id, played.group_id, played.seed) == ("w/q1", "w/q1", 41)
     assert played.outcome["answer"] == "oslo" and played.outcome["gold"] == "Oslo"
-    assert played.outcome["selected"] == ["m4"]  # number 7 was not displayed
+    assert played.outcome["selected"] == ["m9"]  # number 7 was not displayed
     assert played.outcome["evidence_recall"] == 0.5
     (step,) = played.steps
     assert (step.role, step.policy, step.trainable, step.finish_reason) == ("answerer", "answerer", True, "stop")

@@ -113,13 +113,13 @@ def test_full_context_shows_all_turns_and_keeps_the_newest_when_cut() -> None:
     turns = [f"{t.speaker}: {t.text}" for _, t in DIALOGUES[0].turns()]
     assert list(whole[0].retrieved) == turns[::-1]
     assert not whole[0].prompt_cut
-    assert whole[0].answer == turns[-1]  # shown in order of time, so the last is the newest
+    assert whole[0].answer == turns[0]  # this script repeats the last line shown: the oldest turn
     budget = whole[0].prompt_tokens // 2
     cut, _, _ = run("full-context", f"rollout.max_prompt_tokens={budget}")
     assert cut[0].prompt_cut and cut[0].prompt_tokens <= budget
     assert list(cut[0].retrieved) == turns[::-1][: len(cut[0].retrieved)]
     assert 0 < len(cut[0].retrieved) < len(turns)
-    assert cut[0].answer == turns[-1]
+    assert cut[0].answer == cut[0].retrieved[-1]
     for p in cut:  # recall counts what was shown, not what was cut
         question = next(q for q in QUESTIONS if q.id == p.question_id)
         dialogue = next(d for d in DIALOGUES if d.id == p.dialogue_id)

@@ -9,7 +9,7 @@ import pytest
 
 from memr1.data.types import Dialogue, Fact, OracleOp, Question, Session, Turn
 from memr1.envs.answering import AnswerTask
-from memr1.envs.deciding import DecisionTask
+from memr1.envs.deciding import DecisionTask, related_entries
 from memr1.envs.episode import World
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank
@@ -45,7 +45,7 @@ def test_a_manager_s_demonstration_makes_the_bank_that_the_oracle_makes(protocol
     for t in made:
         assert isinstance(t.task, DecisionTask)
         bank = MemoryBank.from_snapshot(t.task.snapshot, world.embedder)
-        shown = world.agents.manager.prompt(t.task.facts, "", bank.entries())
+        shown = world.agents.manager.prompt(t.task.facts, "", related_entries(bank, t.task.facts, 20))
         prompt = tokenizer().decode(list(t.demonstration.prompt_ids)) if t.demonstration else ""
         assert all(fact in prompt for fact in t.task.facts)
         numbers = {e.text: n for n, e in shown.entries.items()}

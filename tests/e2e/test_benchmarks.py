@@ -1,0 +1,40 @@
+"""The benchmarks run on the random model and count what they say they count. Not covered: how fast anything is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def grpo_step(*args: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "benchmarks" / "grpo_step.py"), "--model", "tiny-random", *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=150)
+
+
+def test_grpo_step_measures_both_ways_on_rows_of_a_file(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    prompts = ["Memories: Ana lives in Oslo. Where does Ana live? ", "Memories: Ben keeps bees. What does Ben keep? "]
+    rows.write_text("".join(json.dumps({"prompt": p, "answer": "Oslo"}) + "\n" for p in prompts))
+    options = ["--rows", str(rows), "--group-size", "3", "--max-new-tokens", "4", "--steps", "1", "--lora-rank", "4"]
+    done = grpo_step(*options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    lengths = result["workload"]["prompt_tokens"]
+    assert result["workload"]["group_size"] == 3 and len(lengths) == 2
+    shared, unshared = result["shared"], result["unshared"]
+    assert unshared["prefill_tokens"] == 3 * sum(lengths) > shared["prefill_tokens"]
+    assert shared["decode_tokens"] <= 2 * 3 * 4
+    assert {"prefill_s", "decode_s", "update_s", "sync_s"} <= shared.keys() & unshared.keys()
+    assert result["machine"]
+
+
+def test_grpo_step_names_the_line_of_a_bad_row(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "p", "answer": "a"}\n{"prompt": "p"}\n')
+    done = grpo_step("--rows", str(rows))
+    assert done.returncode == 2
+    assert f"{rows}:2: expected" in done.stderr
