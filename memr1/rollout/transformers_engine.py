@@ -96,7 +96,8 @@ class TransformersEngine:
     ) -> list[list[list[Prompt]]]:
         """Families of prompts in batches within the token budget: those of similar length together, so that little is
         padding, and families of several apart from prompts that share nothing."""
-        singles, several = [], []
+        singles: list[list[Prompt]] = []
+        several: list[list[Prompt]] = []
         for family in families(list(prompts)):
             (several if len(family) > 1 else singles).append(family)
         singles.sort(key=lambda family: len(family[0]))
