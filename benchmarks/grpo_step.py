@@ -4,7 +4,7 @@
 
 Rows are JSON lines {"prompt": chat-template text, "answer": gold}. Without --rows the prompts are FactWorld questions
 over full memory banks. The reference, measured in the same run, is the same step without shared prefixes: all samples
-in one batch of `generate` of transformers over the unmerged adapter, every sequence of the update in a row of its own.
+in one batch of `generate` of transformers over the same weights, every sequence of the update in a row of its own.
 Its prefill is a `generate` of one token, its decoding the rest. Rewards are set matches of the answer.
 """
 
@@ -207,7 +207,7 @@ class Bench:
         import torch
 
         width, pad = max(map(len, samples)), self.tokenizer.pad_token_id
-        with self.engine.policies.use("answerer") as model, torch.inference_mode():
+        with self.engine.policies.use_merged("answerer") as model, torch.inference_mode():
             ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in samples], device=model.device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in samples], device=model.device)
 
@@ -215,8 +215,8 @@ class Bench:
                 torch.manual_seed(seed)
                 return model.generate(
                     input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=True, temperature=1.0,
-                    top_k=0, top_p=1.0, eos_token_id=list(self.engine.eos_ids), pad_token_id=pad,
-                    return_dict_in_generate=True, output_logits=True,
+                    top_k=0, top_p=1.0, repetition_penalty=1.0, eos_token_id=list(self.engine.eos_ids),
+                    pad_token_id=pad, return_dict_in_generate=True, output_logits=True,
                 )  # fmt: skip
 
             start = time.perf_counter()
@@ -233,7 +233,7 @@ class Bench:
         return completions, {
             "prefill_s": middle - start,
             "prefill_tokens": float(sum(map(len, samples))),
-            "decode_s": (end - middle) - (middle - start),
+            "decode_s": max((end - middle) - (middle - start), 0.0),
             "decode_tokens": float(sum(len(ids) for ids, _ in completions)),
         }
 

@@ -163,7 +163,7 @@ class StageConfig:
     warmup_steps: int = 0
     """Optimizer steps over which the learning rate rises from 0."""
     schedule: str = "constant"
-    """The learning rate after the warm-up: `constant`, or `linear` or `cosine` down to 0 at the end of the stage."""
+    """The learning rate after the warm-up: `constant`, or `linear` or `cosine` towards 0 at the end of the stage."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
     bank: str = "oracle"

@@ -6,7 +6,7 @@ DELETE <n>
 NOOP
 
 Without a text, ADD and UPDATE store the new fact as it is worded: what is nearly always right costs no tokens, and what
-is learnt is which operation to choose.
+is learnt is which operation to choose. Of several new facts ADD then stores each; UPDATE must say which.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class LinesManager:
     def parse(self, completion: str, entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> Decision:
         """See `ManagerProtocol.parse`. Every non-empty line must be an operation.
 
-        ADD without a text adds every new fact; UPDATE without one stores all of them in one entry.
+        ADD without a text adds every new fact, UPDATE without one stores the only new fact.
         """
         lines = [line.strip() for line in completion.strip().splitlines() if line.strip()]
         if not lines:
             return Decision(None, "empty: the completion holds no operation")
         ops: list[MemoryOp] = []
         for line in lines:
-            found = self._parse_line(line, entries, [one_line(fact) for fact in facts])
+            found = self._parse_line(line, entries, [f for f in map(one_line, facts) if f])
             if isinstance(found, str):
                 return Decision(None, found)
             ops += found
@@ -74,9 +74,9 @@ class LinesManager:
         entry_id, version = (entry.id, entry.version) if entry else (unknown_id(number), None)
         if event is Event.DELETE:
             return [MemoryOp(event, entry_id=entry_id, expected_version=version)] if not text else "text after DELETE"
-        text = text or " ".join(facts)
-        if not text:
-            return "UPDATE without text"
+        if not text and len(facts) != 1:
+            return "UPDATE without text" + (f", and {len(facts)} facts are new" if facts else "")
+        text = text or facts[0]
         return [MemoryOp(event, text=text, entry_id=entry_id, expected_version=version)]
 
     def write(self, ops: Sequence[MemoryOp], entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> str:

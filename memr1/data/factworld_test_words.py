@@ -241,7 +241,7 @@ PHRASES = {
         via="{n}'s gym instructor",
     ),
     "pet": Phrases(
-        plain=("{n} cares for {av}.", "{n} shares the house with {av}.", "{n}'s animal companion is {av}."),
+        plain=("{n} cares for {av}.", "{n} shares the house with {av}.", "One animal companion of {n} is {av}."),
         update=(),
         revoke=("{n} parted with the pet {v}.",),
         said=(
@@ -257,7 +257,7 @@ PHRASES = {
         passing=(("A child showed {O} a drawing of {av}.", "{n} was shown a drawing of {av}."),),
     ),
     "hobby": Phrases(
-        plain=("{n} spends evenings with {v}.", "{n} devotes spare hours to {v}.", "{v} is how {n} unwinds."),
+        plain=("{n} spends evenings with {v}.", "{n} devotes spare hours to {v}.", "{v} is one way {n} unwinds."),
         update=(),
         revoke=("{n} quit {v}.",),
         said=("{P} first evening of {v} was just today, and it stays.", "{S} joined a {v} club just today."),

@@ -85,9 +85,9 @@ PHRASES = {
             "{v} is where {n} works.",
             "The employer of {n} is {v}.",
             "{n} has a job at {v}.",
-            "{n} is with {v}, the employer.",
+            "{n} is on the team at {v}.",
         ),
-        update=("{n} now works at {v}.", "{n} has switched to {v}.", "The new employer of {n} is {v}."),
+        update=("{n} now works at {v}.", "{n} has switched jobs to {v}.", "The new employer of {n} is {v}."),
         revoke=("{n} no longer works at {v}.", "{n} has left {v}.", "{n} stopped working at {v}."),
         said=("{S} started working at {v} today.", "First day done: {S} joined {v} today."),
         changed=(
@@ -203,9 +203,9 @@ PHRASES = {
         plain=(
             "{n} plays the {v}.",
             "The instrument of {n} is the {v}.",
-            "{n} is a {v} player.",
-            "{n} knows how to play the {v}.",
-            "{n} has the {v} as an instrument.",
+            "The {v} is what {n} plays.",
+            "{n} has taken up the {v} as an instrument.",
+            "{n} makes music with the {v}.",
         ),
         update=("{n} now plays the {v}.", "{n} has switched to the {v}.", "The new instrument of {n} is the {v}."),
         revoke=("{n} no longer plays the {v}.", "{n} has given up the {v}.", "{n} stopped playing the {v}."),
@@ -254,7 +254,7 @@ PHRASES = {
         ),
         update=(
             "{n} is now planning a trip to {v}.",
-            "{n} has changed the trip to {v}.",
+            "{n} has changed the destination to {v}.",
             "The new destination of {n} is {v}.",
         ),
         revoke=(
@@ -374,7 +374,7 @@ PHRASES = {
             "One hobby of {n} is {v}.",
         ),
         update=(),
-        revoke=("{n} no longer does {v} as a hobby.", "{n} has given up {v}.", "{n} stopped doing {v}."),
+        revoke=("{n} no longer does {v} as a hobby.", "{n} has given up {v}.", "{n} stopped {v} as a hobby."),
         said=("{S} took up {v} as a hobby today.", "A new hobby: {S} began with {v} today."),
         changed=(),
         ended=("{S} gave up {v} for good today.", "No more {v}, {S} dropped that hobby today."),

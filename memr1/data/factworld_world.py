@@ -86,8 +86,12 @@ class World:
         others = [c for c in found if id(c) not in touching and c.category != "unanswerable"]
         if not bearing and not others:
             others = found  # nothing holds yet: only questions without an answer are left
-        near = [c for c in others if self._is_near(turn_id, c)]
-        far = [c for c in others if not self._is_near(turn_id, c)]
+        event = self.event(turn_id)
+        near: list[Candidate] = []
+        far: list[Candidate] = []
+        for c in others:
+            touched = event is not None and any(s == event.subject or a == event.attribute for s, a in c.slots)
+            (near if touched else far).append(c)
         chosen = _spread(rng, near, num_others)
         chosen += _spread(rng, far, num_others - len(chosen))
         return self._word(rng, _spread(rng, bearing, num_bearing) + chosen, turn_id)
@@ -99,10 +103,6 @@ class World:
         if event.attribute is None:
             return [c for c in found if c.category != "unanswerable" and event.subject in {s for s, _ in c.slots}]
         return [c for c in found if (event.subject, event.attribute) in c.slots]
-
-    def _is_near(self, turn_id: str, candidate: Candidate) -> bool:
-        event = self.event(turn_id)
-        return event is not None and any(s == event.subject or a == event.attribute for s, a in candidate.slots)
 
     def _state(self, turn_id: str) -> State:
         order = {turn.id: n for n, (_, turn) in enumerate(self.dialogue.turns())}

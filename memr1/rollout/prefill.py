@@ -23,13 +23,17 @@ MIN_COMMON_PREFIX_TOKENS = 16
 WORTHWHILE = 0.9
 """Families are used where they leave at most this share of the tokens to compute, padding counted."""
 
+MOST_COLUMNS = 1.25
+"""Families are used where the cache gets at most this many times the columns of the longest prompt: prefixes and
+remainders are padded apart, and every column is memory and attention in all the decoding to come."""
+
 
 def common_prefix_length(prompts: Sequence[Prompt]) -> int:
     """Tokens that all prompts start with, leaving each at least one token of its own."""
-    shortest, longest = min(prompts), max(prompts)
+    first, last = min(prompts), max(prompts)  # in lexicographic order: what these two share, all share
     limit = min(len(p) for p in prompts) - 1
     n = 0
-    while n < limit and shortest[n] == longest[n]:
+    while n < limit and first[n] == last[n]:
         n += 1
     return n
 
@@ -42,7 +46,7 @@ def families(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     ordered = sorted(prompts)
     by_all = common_prefix_length(ordered) if len(ordered) > 1 else 0
     found: list[list[Prompt]] = []
-    length = 0  # of the last family's common prefix, beyond what all prompts share
+    length = 0  # of the last family's common prefix; of a prompt on its own, all of it
     for prompt in ordered:
         if found:
             family = found[-1]
@@ -89,7 +93,7 @@ def prefill(model: torch.nn.Module, groups: Sequence[Sequence[Prompt]], pad_id: 
         _extend(model, state, [prompts[0][:shared]], [0], pad_id)
     begin = [shared] * len(groups)
     if separable and _families_pay(groups, shared):
-        begin = [common_prefix_length(g) if len(g) > 1 else shared for g in groups]
+        begin = [common_prefix_length(g) for g in groups]
         _extend(model, state, [g[0][shared:b] for g, b in zip(groups, begin, strict=True)], [0] * len(groups), pad_id)
         parents = [n for n, g in enumerate(groups) for _ in g]
     else:
@@ -100,12 +104,17 @@ def prefill(model: torch.nn.Module, groups: Sequence[Sequence[Prompt]], pad_id: 
 
 
 def _families_pay(groups: Sequence[Sequence[Prompt]], shared: int) -> bool:
-    """Whether a pass for what families share costs less than it saves. One family alone is all that is shared."""
+    """Whether a pass for what families share costs less than it saves, in tokens and in columns of the cache.
+
+    One family alone is all that is shared already. A loner would have to wait through the others' pass.
+    """
     prefixes = [common_prefix_length(g) - shared for g in groups if len(g) > 1]
     if len(groups) < 2 or len(prefixes) < len(groups):
         return False
     rows, longest = sum(map(len, groups)), max(len(p) for g in groups for p in g) - shared
     rest = max(len(p) - shared - n for g, n in zip(groups, prefixes, strict=True) for p in g)
+    if max(prefixes) + rest > MOST_COLUMNS * longest:
+        return False
     return len(groups) * max(prefixes) + rows * rest <= WORTHWHILE * rows * longest
 
 

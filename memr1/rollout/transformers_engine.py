@@ -35,11 +35,13 @@ class TransformersEngine:
         self, policies: PolicyModel, eos_ids: Sequence[int], pad_id: int, *, max_tokens_per_batch: int = 16384
     ) -> None:
         model = policies.module(policies.roles[0])
-        if not attention_kinds(model):
+        kinds = attention_kinds(model)
+        if not kinds:
             raise MemR1Error(
                 f"{policies.source}: {type(model).__name__} has recurrent or other layers that keep more than keys and "
                 "values; this engine cannot generate with it. Choose a model with full or sliding-window attention"
             )
+        self._sliding = "sliding_attention" in kinds
         self.policies = policies
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
@@ -98,7 +100,7 @@ class TransformersEngine:
         padding, and families of several apart from prompts that share nothing."""
         singles: list[list[Prompt]] = []
         several: list[list[Prompt]] = []
-        for family in families(list(prompts)):
+        for family in [[p] for p in prompts] if self._sliding else families(list(prompts)):
             (several if len(family) > 1 else singles).append(family)
         singles.sort(key=lambda family: len(family[0]))
         several.sort(key=lambda family: common_prefix_length(family))
@@ -107,21 +109,30 @@ class TransformersEngine:
     def _packed(
         self, requests: Sequence[GenerationRequest], prompts: dict[Prompt, list[int]], kind: list[list[Prompt]]
     ) -> list[list[list[Prompt]]]:
+        """Families in batches, each whole in one batch unless it is larger than a batch may be."""
+
+        def rows_and_width(family: Sequence[Prompt]) -> tuple[int, int]:
+            longest = [len(p) + max(requests[i].sampling.max_new_tokens for i in prompts[p]) for p in family]
+            return sum(len(prompts[p]) for p in family), max(longest)
+
+        def fits(rows: int, width: int) -> bool:
+            return rows * width <= self.max_tokens_per_batch
+
         batches: list[list[list[Prompt]]] = []
         rows = widest = 0
         for family in kind:
-            for n, prompt in enumerate(family):
-                members = prompts[prompt]
-                width = len(prompt) + max(requests[i].sampling.max_new_tokens for i in members)
-                widest = max(widest, width)  # a shorter prompt with more tokens to come may be the widest row
-                rows += len(members)
-                if not batches or rows * widest > self.max_tokens_per_batch:
-                    batches.append([[prompt]])
-                    rows, widest = len(members), width
-                elif n == 0:
-                    batches[-1].append([prompt])
+            whole = fits(*rows_and_width(family))
+            for piece in [family] if whole else [[p] for p in family]:
+                more, width = rows_and_width(piece)
+                if batches and fits(rows + more, max(widest, width)):
+                    rows, widest = rows + more, max(widest, width)
+                    if piece is family or piece[0] == family[0]:
+                        batches[-1].append(list(piece))
+                    else:
+                        batches[-1][-1] += piece
                 else:
-                    batches[-1][-1].append(prompt)
+                    batches.append([list(piece)])
+                    rows, widest = more, width
         return batches
 
     def _generate_batch(

@@ -47,7 +47,7 @@ evaluation: {num_worlds: 2, systems: [bm25, trained]}
 ALL_STAGES = """
 stages:
   - {role: answerer, objective: sft, steps: 2, examples_per_step: 3}
-  - {role: manager, objective: sft, steps: 2, examples_per_step: 3}
+  - {role: manager, objective: sft, steps: 2, examples_per_step: 3, learning_rate: 1e-3, schedule: linear}
   - {role: answerer, objective: grpo, steps: 2, bank: manager}
   - {role: manager, objective: grpo, steps: 2}
 """
@@ -153,6 +153,12 @@ def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, Path, st
     assert {p.name for p in (run / "plots").glob("*.png")} >= {"loss.png", "reward.png", "operations.png"}
     assert "data:image/png;base64," in (run / "report.html").read_text()
     assert f"run folder: {run}" in said and f"report: {run / 'report.html'}" in said
+
+
+def test_the_learning_rate_follows_the_stage_s_schedule(finished: tuple[Path, Path, str]) -> None:
+    _, run_dir, _ = finished
+    rates = [m["learner/learning_rate"] for m in read_metrics(run_dir) if m["stage"] == "manager-sft"]
+    assert rates == pytest.approx([1e-3, 5e-4])
 
 
 def test_the_written_config_is_the_run_s(finished: tuple[Path, Path, str]) -> None:

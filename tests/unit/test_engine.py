@@ -116,8 +116,27 @@ def test_families_of_prompts_are_computed_once_and_change_nothing(architecture: 
         own = sum(len(f[0]) - 20 if len(f) == 1 else common_prefix_length(f) - 20 for f in found)
         own += sum(len(p) - common_prefix_length(f) for f in found if len(f) > 1 for p in f)
         assert computed == 2 * 20 + own < 0.5 * sum(map(len, distinct))  # two batches: families and loners
-    engine.max_tokens_per_batch = 200  # families are divided between batches
+    engine.pop_timings()
+    engine.max_tokens_per_batch = 60 * 9  # two or three families at a time, each of them whole
     same(together, engine.generate(requests))
+    if architecture not in ("mistral", "gemma2"):
+        assert engine.pop_timings()["prefill_tokens"] < 0.6 * sum(map(len, distinct))
+    engine.max_tokens_per_batch = 120  # less than a family takes
+    same(together, engine.generate(requests))
+
+
+def test_families_are_used_only_where_they_save_work_and_hardly_widen_the_cache() -> None:
+    common, long, short = (tuple(range(n, n + 400)) for n in (1000, 2000, 3000))
+    alike = [[common[:40] + long[:200] + (i,) for i in range(4)], [common[:40] + short[:190] + (i,) for i in range(4)]]
+    assert prefill._families_pay(alike, shared=40)
+    # prefixes of 300 and remainders of 200 would be padded to rows of 500, where no prompt is longer than 310
+    uneven = [
+        [common[:40] + long[:60] + (i, *range(200)) for i in range(8)],
+        [common[:40] + short[:300] + (i, *range(9)) for i in range(8)],
+    ]
+    assert not prefill._families_pay(uneven, shared=40)
+    assert not prefill._families_pay(alike[:1], shared=40)
+    assert not prefill._families_pay([*alike, [common]], shared=40)
 
 
 def test_families_join_while_that_saves_tokens() -> None:
@@ -128,7 +147,10 @@ def test_families_join_while_that_saves_tokens() -> None:
     neighbour = (*a[:16], 999)
     assert families([neighbour, first, second, b]) == [[first, second], [neighbour], [b]]
     assert families([(3, 4)]) == [[(3, 4)]]
-    assert families([(3, *a), (3, *b)]) == [[(3, *a)], [(3, *b)]], "what all share is no family's own"
+    beginning = tuple(range(300, 330))
+    assert families([beginning + a, beginning + b]) == [[beginning + a], [beginning + b]], (
+        "what all share is no family's"
+    )
 
 
 def test_dropping_finished_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

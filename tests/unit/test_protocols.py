@@ -95,8 +95,11 @@ def test_lines_without_a_text_store_the_new_facts_as_they_are_worded() -> None:
         MemoryOp(Event.ADD, text="Ana moved to Rome"),
         MemoryOp(Event.ADD, text="Ben left"),
     )
-    (op,) = manager.parse("UPDATE 1", ENTRIES, facts).ops or ()
-    assert (op.event, op.text, op.entry_id) == (Event.UPDATE, "Ana moved to Rome Ben left", ENTRIES["1"].id)
+    (op,) = manager.parse("UPDATE 1", ENTRIES, facts[:1]).ops or ()
+    assert (op.event, op.text, op.entry_id) == (Event.UPDATE, "Ana moved to Rome", ENTRIES["1"].id)
+    # which of two facts belongs into the entry is not for a parser to guess
+    assert manager.parse("UPDATE 1", ENTRIES, facts).error == "UPDATE without text, and 2 facts are new"
+    assert manager.parse("ADD", ENTRIES, [" "]).error == "ADD without text"
     assert manager.parse("ADD Ben is gone", ENTRIES, facts).ops == (MemoryOp(Event.ADD, text="Ben is gone"),)
     assert manager.parse("ADD", ENTRIES).error == "ADD without text"
     assert manager.parse("UPDATE 1", ENTRIES).error == "UPDATE without text"
