@@ -281,17 +281,15 @@ def _benchmark(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, R
 
 
 def _comparisons(folder: Path, systems: Sequence[str], metric: str) -> list[str]:
-    """Sentences about the trained system, from the predictions that the evaluation kept; none where it kept none."""
-    trained = folder / "trained.jsonl"
-    if "trained" not in systems or not trained.is_file():
-        return []
-    ours = load_predictions(trained)
+    """Sentences that compare, question by question, the trained system with each other one and the trained answerer
+    with the warm-started one on a perfect bank; from the predictions that the evaluation kept."""
+    pairs = [("trained", other) for other in systems if other != "trained"] + [("oracle-trained", "oracle-warm")]
     out = []
-    for path in (folder / f"{system}.jsonl" for system in systems if system != "trained"):
-        if path.is_file():
-            theirs = load_predictions(path)
+    for ours, theirs in pairs:
+        paths = [folder / f"{name}.jsonl" for name in (ours, theirs)]
+        if {ours, theirs} <= set(systems) and all(path.is_file() for path in paths):
             try:
-                out.append(str(compare(ours, theirs, metric=metric)))
+                out.append(str(compare(*map(load_predictions, paths), metric=metric)))
             except MemR1Error as error:  # for example, one of them was evaluated again on another split
                 out.append(f"not compared: {error}")
     return out

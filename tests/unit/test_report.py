@@ -4,11 +4,13 @@ import base64
 import json
 import logging
 import re
+from dataclasses import replace
 
 import pytest
 
 from memr1.errors import MemR1Error
-from memr1.training.report import sample_rollouts, write_report
+from memr1.evaluation.table import dump_predictions, load_predictions
+from memr1.training.report import _comparisons, sample_rollouts, write_report
 from memr1.training.report_plots import duration, moving_average, stage_segments, time_shares
 from memr1.training.runlog import (
     RunLog,
@@ -245,6 +247,23 @@ def test_the_trained_system_is_compared_by_question_with_those_whose_predictions
     sentences = re.findall(r"^- (factworld em_set: trained .*)$", markdown, flags=re.M)
     assert len(sentences) == 1
     assert re.search(r"trained 70\.0 against bm25 31\.7, difference \+38\.3 .* n = 60: a real difference", sentences[0])
+
+
+def test_answerers_are_compared_on_the_perfect_bank_too(tmp_path):
+    run.write_run(tmp_path)
+    folder = tmp_path / "predictions" / "factworld"
+    for ours, name in (("trained", "oracle-trained"), ("bm25", "oracle-warm")):
+        kept = load_predictions(folder / f"{ours}.jsonl")
+        dump_predictions([replace(p, system=name) for p in kept], folder / f"{name}.jsonl")
+    systems = ["bm25", "oracle-warm", "oracle-trained", "trained"]
+    sentences = _comparisons(folder, systems, "em_set")
+    assert [s.split(",")[0] for s in sentences] == [
+        "factworld em_set: trained 70.0 against bm25 31.7",
+        "factworld em_set: trained 70.0 against oracle-warm 31.7",
+        "factworld em_set: trained 70.0 against oracle-trained 70.0",
+        "factworld em_set: oracle-trained 70.0 against oracle-warm 31.7",
+    ]
+    assert _comparisons(folder, ["bm25"], "em_set") == []
 
 
 def test_predictions_on_other_questions_are_not_compared_and_the_report_says_so(tmp_path):
