@@ -28,7 +28,7 @@ SIGNAL_VARIABLE = "MEMR1_TEST_SIGNAL"
 class AnyManager(LinesManager):
     """Adds whatever the model wrote."""
 
-    def parse(self, completion: str, entries: Mapping[str, MemoryEntry]) -> Decision:
+    def parse(self, completion: str, entries: Mapping[str, MemoryEntry], facts: Sequence[str] = ()) -> Decision:
         """See `ManagerProtocol.parse`."""
         return Decision((MemoryOp(Event.ADD, text=one_line(completion) or "nothing"),))
 
