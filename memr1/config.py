@@ -64,8 +64,9 @@ class MemoryConfig:
     """Entries shown to the answerer for a question: its retrieval budget."""
     pressure: float = 0.0
     """Taken off the manager's reward for each entry that a decision adds to the bank, and once for a decision that
-    cannot be parsed or is rejected, but only where every answer is right: being right comes first, thrift second. 0 is
-    the paper's outcome-only reward, under which adding everything is nearly free while banks are small. 0.05 to 0.2."""
+    cannot be parsed or is rejected, but only where the turn's own question is answered rightly: being right comes
+    first, thrift second. 0 is the paper's outcome-only reward, under which adding everything is nearly free while
+    banks are small. 0.05 to 0.2, and less than 1 / `rollout.questions_per_decision`, the price of one wrong answer."""
     on_reject: str = "abort"
     """`abort` applies a decision wholly or not at all; `skip` applies the valid operations of a decision."""
 
@@ -90,6 +91,9 @@ class RolloutConfig:
     """Distinct tasks played in one training step; each is played `group_size` times."""
     group_size: int = 8
     """Rollouts per task that share a snapshot; GRPO compares them with one another. 4 to 16, at least 2."""
+    questions_per_decision: int = 4
+    """Questions that judge one decision of the manager: on the turn first, then one on each old entry in sight, which a
+    wrong operation would hit. At least 1 + `memory.manager_top_k` leaves no entry unwatched."""
     temperature: float = 1.0
     """Sampling temperature in training. Evaluation is greedy."""
     answer_max_new_tokens: int = 32
@@ -164,6 +168,9 @@ class StageConfig:
     """Optimizer steps over which the learning rate rises from 0."""
     schedule: str = "constant"
     """The learning rate after the warm-up: `constant`, or `linear` or `cosine` towards 0 at the end of the stage."""
+    epochs: int = 1
+    """Passes over the batch of a step, each one optimizer step (the mu of arXiv 2402.03300, algorithm 1). Above 1 the
+    clipped ratio keeps the policy near the one that sampled; worth it where rollouts cost far more than updates."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
     bank: str = "oracle"
@@ -266,6 +273,7 @@ _AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
         "prompts_per_step",
         "answer_max_new_tokens",
         "manager_max_new_tokens",
+        "questions_per_decision",
         "max_tokens_per_batch",
     ),
     "learner": ("num_learners", "max_tokens_per_microbatch"),
@@ -418,6 +426,7 @@ def validate(config: Config, source: str = "config") -> None:
         need(stage.steps >= 1, f"stages.{i}.steps", f"must be at least 1, is {stage.steps}; remove the stage instead")
         need(stage.learning_rate > 0, f"stages.{i}.learning_rate", f"must be above 0, is {stage.learning_rate}")
         need(stage.examples_per_step >= 1, f"stages.{i}.examples_per_step", "must be at least 1")
+        need(stage.epochs >= 1, f"stages.{i}.epochs", f"must be at least 1, is {stage.epochs}")
     for name in config.evaluation.systems:
         try:
             get_system(name)

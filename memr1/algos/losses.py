@@ -82,17 +82,17 @@ def sft_loss(logprobs: Tensor, weights: Tensor) -> PolicyLoss:
     return PolicyLoss(-(weights * logprobs).sum(), {"tokens": trains.sum(), "nll": -(logprobs * trains).sum().detach()})
 
 
-def token_weights(mask: Tensor, sequence_ids: Tensor, *, aggregation: str, denominator: float) -> Tensor:
-    """Weight of each token so that a plain sum of `weight * loss` is the aggregated loss of the optimizer step.
+def token_weights(sequence_ids: Tensor, *, aggregation: str, denominator: float) -> Tensor:
+    """Weight of each trained token so that a sum of `weight * loss` is the aggregated loss of the optimizer step.
 
-    mask: (num_tokens,) True where a token trains. sequence_ids: (num_tokens,) which sequence it belongs to.
-    aggregation: `token-mean` (denominator = trained tokens in the whole step) or `sequence-mean` (denominator =
-    sequences with trained tokens in the whole step; each sequence's tokens share a weight of 1).
+    sequence_ids: (num_tokens,) which sequence of this micro-batch a token belongs to; all of a sequence's trained
+    tokens must be here. aggregation: `token-mean` (denominator = trained tokens in the whole step) or `sequence-mean`
+    (denominator = sequences with trained tokens in the whole step; a sequence's tokens share a weight of 1).
+    Raises ValueError for another aggregation.
     """
-    m = mask.to(torch.float32)
+    weights = torch.ones(len(sequence_ids), device=sequence_ids.device)
     if aggregation == "token-mean":
-        return m / denominator
+        return weights / denominator
     if aggregation == "sequence-mean":
-        counts = torch.zeros(int(sequence_ids.max()) + 1).index_add_(0, sequence_ids.cpu(), m.cpu()).to(m.device)
-        return m / counts[sequence_ids].clamp(min=1) / denominator
+        return weights / torch.bincount(sequence_ids)[sequence_ids] / denominator
     raise ValueError(f"unknown aggregation {aggregation!r}; use token-mean or sequence-mean")

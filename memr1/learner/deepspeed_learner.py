@@ -40,13 +40,15 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class UpdateSettings:
-    """What one optimizer step needs besides its micro-batches."""
+    """What an update needs besides its micro-batches."""
 
     objective: str
     learning_rate: float
     trained_tokens: int
     trained_sequences: int
     temperature: float
+    epochs: int = 1
+    """Passes over the micro-batches, each one optimizer step."""
 
 
 class DeepSpeedLearner:
@@ -142,12 +144,27 @@ class DeepSpeedLearner:
         return self.shares_prefixes
 
     def update(self, microbatches: Sequence[MicroBatch], settings: UpdateSettings) -> dict[str, float]:
-        """One optimizer step. Returns sums over this rank's tokens (see `memr1.training.metrics`), and `grad_norm`."""
-        totals: dict[str, float] = {"max_low_precision": float(self._low_precision())}
+        """`settings.epochs` optimizer steps on one batch. Returns sums over this rank's tokens and `grad_norm`.
+
+        They are those of the first pass, but for `approx_kl` and `clip_fraction`: only later passes move away from the
+        policy that sampled. See `memr1.training.metrics`.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = settings.learning_rate
-        for batch in microbatches:
-            loss, stats = self._loss(batch, settings)
+        old: list[Any] = [None] * len(microbatches)  # log-probabilities before the first step, by micro-batch
+        totals = self._optimizer_step(microbatches, settings, old)
+        for _ in range(1, settings.epochs):
+            last = self._optimizer_step(microbatches, settings, old)
+            totals |= {name: last[name] for name in ("approx_kl", "clip_fraction") if name in last}
+        return totals
+
+    def _optimizer_step(
+        self, microbatches: Sequence[MicroBatch], settings: UpdateSettings, old: list[Any]
+    ) -> dict[str, float]:
+        """One pass over the batch and one optimizer step. Fills in what is None in `old`."""
+        totals: dict[str, float] = {"max_low_precision": float(self._low_precision())}
+        for i, batch in enumerate(microbatches):
+            loss, stats, old[i] = self._loss(batch, settings, old[i])
             # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
             self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
             stats["loss"] = float(loss.detach())
@@ -159,7 +176,8 @@ class DeepSpeedLearner:
         totals["grad_norm"] = float(norm) if norm is not None else float("nan")
         return totals
 
-    def _loss(self, batch: MicroBatch, settings: UpdateSettings) -> tuple[Any, dict[str, float]]:
+    def _loss(self, batch: MicroBatch, settings: UpdateSettings, old: Any) -> tuple[Any, dict[str, float], Any]:
+        """Loss, statistics, and the log-probabilities before the first optimizer step: `old`, or now where None."""
         import torch
 
         from memr1.algos.losses import grpo_loss, sft_loss, token_weights
@@ -168,7 +186,6 @@ class DeepSpeedLearner:
         algo = self.config.algo
         inputs = to_tensors(batch, self.device)
         logprobs, entropy = self.engine(**inputs, temperature=settings.temperature)
-        mask = torch.from_numpy(batch.mask).to(self.device)
         sequence_ids = torch.from_numpy(batch.sequence_ids).to(self.device)
         by_token = algo.aggregation == "token-mean" or settings.objective == "sft"
         denominator = settings.trained_tokens if by_token else settings.trained_sequences
@@ -176,12 +193,12 @@ class DeepSpeedLearner:
         needs_reference = algo.kl_coef > 0 and settings.objective != "sft"
         reference = self._reference_logprobs(inputs, settings.temperature) if needs_reference else None
         if len(batch.targets) == 0:
-            return logprobs.sum() * 0.0, {}
+            return logprobs.sum() * 0.0, {}, old
         weights = token_weights(
-            mask, sequence_ids, aggregation="token-mean" if by_token else algo.aggregation, denominator=denominator
+            sequence_ids, aggregation="token-mean" if by_token else algo.aggregation, denominator=denominator
         )
-        detached = logprobs.detach()
-        stats = {"entropy": float((entropy * mask).sum())}
+        old = logprobs.detach() if old is None else old
+        stats = {"entropy": float(entropy.sum())}
         if settings.objective == "sft":
             result = sft_loss(logprobs, weights)
         else:
@@ -189,11 +206,10 @@ class DeepSpeedLearner:
                 torch.from_numpy(batch.rollout_logprobs).to(self.device) if batch.rollout_logprobs is not None else None
             )
             advantages = torch.from_numpy(batch.advantages).to(self.device)
-            # one optimizer step per batch: the weights that score are those at the start of the step, so the ratio
-            # is 1 and its gradient is the policy gradient
+            # in the first pass the ratio is 1 and its gradient is the policy gradient; the clip bounds later ones
             result = grpo_loss(
                 logprobs,
-                detached,
+                old,
                 advantages,
                 weights,
                 rollout_logprobs=rollout,
@@ -204,11 +220,11 @@ class DeepSpeedLearner:
                 importance_cap=algo.importance_cap,
             )
             if rollout is not None:
-                drift = (detached - rollout).abs()[mask]
+                drift = (old - rollout).abs()
                 stats["rollout_mismatch"] = float(drift.sum())
                 stats["max_rollout_mismatch"] = float(drift.max())
         stats |= {name: float(value) for name, value in result.stats.items()}
-        return result.loss, stats
+        return result.loss, stats, old
 
     def _reference_logprobs(self, inputs: Mapping[str, Any], temperature: float) -> Any:
         import torch

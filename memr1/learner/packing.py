@@ -1,8 +1,9 @@
-"""From sequences to micro-batches: prompts shared by a group are laid out once, completions behind them.
+"""From sequences to micro-batches: what sequences begin with is laid out once, what is their own behind it.
 
-A row holds one prompt followed by the completions sampled from it. Positions restart after the prompt for every
-completion, and the attention mask lets a completion see the prompt and itself only, so that the result equals that of
-separate rows. Built on the driver for all ranks at once: every rank gets the same number of micro-batches.
+A row holds one prompt followed by the completions sampled from it, or what several prompts begin with, followed by the
+rest of each. Positions restart after the shared part for every branch, and the attention mask lets a branch see the
+shared part and itself only, so that the result equals that of separate rows. Built on the driver for all ranks at
+once: every rank gets the same number of micro-batches.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from memr1.rollout.prefill import common_prefix_length
 
 
 @dataclass(frozen=True)
@@ -42,22 +45,20 @@ class TrainSequence:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Arrays of one forward and backward pass. `rows` x `width` token grid, and `n` completion tokens to score."""
+    """Arrays of one forward and backward pass. `rows` x `width` token grid, and `n` tokens that train, to score."""
 
     input_ids: np.ndarray
     """(rows, width) int64, padded on the right."""
     position_ids: np.ndarray
-    """(rows, width) int64, restarting after the prompt for each completion."""
+    """(rows, width) int64, restarting after the shared part for each branch."""
     segments: np.ndarray
-    """(rows, width) int32: 0 prompt, 1.. completions, -1 padding. Says who may attend to whom."""
+    """(rows, width) int32: 0 shared, 1.. branches, -1 padding. Says who may attend to whom."""
     score_row: np.ndarray
-    """(n,) row of the position whose hidden state predicts each completion token."""
+    """(n,) row of the position whose hidden state predicts each trained token."""
     score_position: np.ndarray
     """(n,) and its column."""
     targets: np.ndarray
-    """(n,) the completion tokens."""
-    mask: np.ndarray
-    """(n,) bool, True where the token trains."""
+    """(n,) the trained tokens themselves."""
     sequence_ids: np.ndarray
     """(n,) which sequence of this micro-batch the token belongs to."""
     advantages: np.ndarray
@@ -84,15 +85,26 @@ class Plan:
     """Tokens that would go through the model if no prompt were shared."""
 
 
+MIN_SHARED_TOKENS = 16
+"""Different prompts share a row from this many common tokens on."""
+
+MOST_BRANCHES = 4
+"""Different prompts in a row: more would save little of the shared part, and attention grows with the row's square."""
+
+
 @dataclass(frozen=True)
 class _Row:
-    prompt_ids: tuple[int, ...]
+    shared: tuple[int, ...]
+    """The beginning of every member's prompt, the whole of it or less."""
     members: tuple[TrainSequence, ...]
+
+    def branch(self, member: TrainSequence) -> tuple[int, ...]:
+        """A member's own tokens. Its last token predicts nothing that is scored, so it is not fed to the model."""
+        return (member.prompt_ids + member.completion_ids)[len(self.shared) : -1]
 
     @property
     def length(self) -> int:
-        # the last token of a completion predicts nothing that is scored, so it is not fed to the model
-        return len(self.prompt_ids) + sum(max(len(m.completion_ids) - 1, 0) for m in self.members)
+        return len(self.shared) + sum(len(self.branch(m)) for m in self.members)
 
 
 def plan_microbatches(
@@ -111,7 +123,7 @@ def plan_microbatches(
     live = [s for s in sequences if any(s.loss_mask)]
     if not live:
         raise ValueError("no sequence has a token to train on")
-    rows = _rows(live, max_tokens_per_microbatch, share_prefixes)
+    rows = _rows(live, max_tokens_per_microbatch, num_ranks, share_prefixes)
     # longest first to the least loaded rank: the ranks finish together
     shares: list[list[_Row]] = [[] for _ in range(num_ranks)]
     loads = [0] * num_ranks
@@ -132,24 +144,36 @@ def plan_microbatches(
     )
 
 
-def _rows(sequences: Sequence[TrainSequence], budget: int, share: bool) -> list[_Row]:
+def _rows(sequences: Sequence[TrainSequence], budget: int, ranks: int, share: bool) -> list[_Row]:
     if not share:
         return [_Row(s.prompt_ids, (s,)) for s in sequences]
     by_prompt: dict[tuple[int, ...], list[TrainSequence]] = {}
     for s in sequences:
         by_prompt.setdefault(s.prompt_ids, []).append(s)
-    rows = []
+    rows, alone = [], []
     for prompt, members in by_prompt.items():
-        current: list[TrainSequence] = []
-        length = len(prompt)
-        for m in members:
-            extra = len(m.completion_ids) - 1
-            if current and length + extra > budget:
-                rows.append(_Row(prompt, tuple(current)))
-                current, length = [], len(prompt)
-            current.append(m)
-            length += extra
-        rows.append(_Row(prompt, tuple(current)))
+        if len(members) > 1:
+            rows += _filled(prompt, members, budget, len(members))
+        else:
+            alone += members
+    begin = common_prefix_length([s.prompt_ids for s in alone]) if len(alone) > 1 else 0
+    if begin < MIN_SHARED_TOKENS:
+        return rows + [_Row(s.prompt_ids, (s,)) for s in alone]
+    # as many rows as there are ranks where possible: one long row would leave the others idle
+    most = min(MOST_BRANCHES, math.ceil(len(alone) / ranks))
+    return rows + _filled(alone[0].prompt_ids[:begin], alone, budget, most)
+
+
+def _filled(shared: tuple[int, ...], members: Sequence[TrainSequence], budget: int, most: int) -> list[_Row]:
+    """Rows of up to `most` members within the budget; a member that is longer has one of its own."""
+    rows: list[_Row] = []
+    for m in members:
+        if rows and len(rows[-1].members) < most:
+            longer = _Row(shared, (*rows[-1].members, m))
+            if longer.length <= budget:
+                rows[-1] = longer
+                continue
+        rows.append(_Row(shared, (m,)))
     return rows
 
 
@@ -172,32 +196,35 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
     score_row: list[int] = []
     score_position: list[int] = []
     targets: list[int] = []
-    mask: list[bool] = []
     sequence_ids: list[int] = []
     advantages: list[float] = []
     logprobs: list[float] = []
     has_logprobs = all(m.rollout_logprobs is not None for r in rows for m in r.members)
     sequence = 0
     for i, row in enumerate(rows):
-        p = len(row.prompt_ids)
-        input_ids[i, :p] = row.prompt_ids
+        p = len(row.shared)
+        input_ids[i, :p] = row.shared
         position_ids[i, :p] = np.arange(p)
         segments[i, :p] = 0
         column = p
         for segment, m in enumerate(row.members, start=1):
-            n = len(m.completion_ids)
-            input_ids[i, column : column + n - 1] = m.completion_ids[:-1]
-            position_ids[i, column : column + n - 1] = np.arange(p, p + n - 1)
-            segments[i, column : column + n - 1] = segment
-            score_row += [i] * n
-            score_position += [p - 1, *range(column, column + n - 1)]
-            targets += m.completion_ids
-            mask += m.loss_mask
-            sequence_ids += [sequence] * n
-            advantages += [m.advantage] * n
-            if has_logprobs and m.rollout_logprobs is not None:
-                logprobs += m.rollout_logprobs
-            column += n - 1
+            branch = row.branch(m)
+            end = column + len(branch)
+            input_ids[i, column:end] = branch
+            position_ids[i, column:end] = np.arange(p, p + len(branch))
+            segments[i, column:end] = segment
+            first = len(m.prompt_ids) - p - 1  # place in the branch that predicts the first token of the completion
+            for k, trains in enumerate(m.loss_mask):
+                if trains:
+                    place = first + k
+                    score_row.append(i)
+                    score_position.append(column + place if place >= 0 else p - 1)
+                    targets.append(m.completion_ids[k])
+                    sequence_ids.append(sequence)
+                    advantages.append(m.advantage)
+                    if has_logprobs and m.rollout_logprobs is not None:
+                        logprobs.append(m.rollout_logprobs[k])
+            column = end
             sequence += 1
     return MicroBatch(
         input_ids=input_ids,
@@ -206,7 +233,6 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
         score_row=np.array(score_row, dtype=np.int64),
         score_position=np.array(score_position, dtype=np.int64),
         targets=np.array(targets, dtype=np.int64),
-        mask=np.array(mask, dtype=bool),
         sequence_ids=np.array(sequence_ids, dtype=np.int64),
         advantages=np.array(advantages, dtype=np.float32),
         rollout_logprobs=np.array(logprobs, dtype=np.float32) if has_logprobs else None,

@@ -166,6 +166,7 @@ class Trainer:
             trained_tokens=plan.trained_tokens,
             trained_sequences=plan.trained_sequences,
             temperature=1.0 if stage.objective == "sft" else self.config.rollout.temperature,
+            epochs=stage.epochs,
         )
         start = time.perf_counter()
         metrics = learner_metrics(learners.update(plan, settings))

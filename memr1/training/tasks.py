@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from memr1.agents.protocol import displayed_date
 from memr1.data.factworld_questions import UNKNOWN
-from memr1.data.types import Dialogue
+from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import AnswerTask
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive
 from memr1.envs.ingesting import Moment, embed_ahead, ingest_with_manager, ingest_without_model, iso, replay
 from memr1.learner.packing import TrainSequence
 from memr1.memory.bank import MemoryBank
+from memr1.memory.types import MemoryEntry
 from memr1.rollout.engine import Engine
 
 
@@ -87,7 +88,7 @@ def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[Train
     seen: set[str] = set()
     for moment in replay(dialogue, world, policy):
         seen.add(moment.turn.id)
-        questions = _linked_questions(dialogue, moment, seen)
+        related = related_entries(moment.bank, moment.facts, world.config.memory.manager_top_k)
         task = DecisionTask(
             id=f"{dialogue.id}/{moment.turn.id}",
             snapshot=moment.bank.snapshot(),
@@ -95,24 +96,44 @@ def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[Train
             time=iso(moment.session),
             turn_id=moment.turn.id,
             speaker=moment.turn.speaker,
-            questions=questions,
+            questions=_judges(dialogue, moment, seen, related, world.config.rollout.questions_per_decision),
         )
         kind = "+".join(str(op.event) for op in moment.ops)
-        tasks.append(TrainTask(task, _decision_demonstration(moment, world) if policy == "oracle" else None, kind))
+        tasks.append(
+            TrainTask(task, _decision_demonstration(moment, related, world) if policy == "oracle" else None, kind)
+        )
     return tasks
 
 
-def _linked_questions(dialogue: Dialogue, moment: Moment, seen: set[str]) -> tuple[LinkedQuestion, ...]:
-    """Questions asked right after this turn; where a dataset has none, those whose evidence is complete with it."""
+def _judges(
+    dialogue: Dialogue, moment: Moment, seen: set[str], related: Sequence[MemoryEntry], number: int
+) -> tuple[LinkedQuestion, ...]:
+    """Up to `number` questions that judge a decision, asked right after it.
+
+    An operation can add what the turn says, or hit an entry in sight, so there is first a question about the turn,
+    then one about each entry in sight, then whatever else bears on the turn. An entry that no question watches could
+    be overwritten for nothing, and a policy finds that out.
+    """
+    now = moment.turn.id
     scorable = [q for q in dialogue.questions if (q.answer or "").strip()]
-    linked = [q for q in scorable if q.asked_after == moment.turn.id]
-    if not any(q.asked_after for q in scorable):
-        linked = [q for q in scorable if moment.turn.id in q.evidence and set(q.evidence) <= seen]
-    return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in linked)
+    if any(q.asked_after for q in scorable):
+        open_now = [q for q in scorable if q.asked_after == now]
+        bearing = open_now
+    else:
+        open_now = [q for q in scorable if q.evidence and set(q.evidence) <= seen]
+        bearing = [q for q in open_now if now in q.evidence]
+    if not bearing:
+        return ()
+    by_evidence = sorted(open_now, key=lambda q: len(q.evidence))  # few sources first: the answer hangs on this entry
+    chosen: list[Question] = []
+    for turns in [{now}, *(set(e.provenance.turn_ids) for e in related)]:
+        if not any(turns & set(q.evidence) for q in chosen):
+            chosen += [q for q in by_evidence if turns & set(q.evidence)][:1]
+    chosen += [q for q in bearing if q not in chosen]
+    return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in chosen[:number])
 
 
-def _decision_demonstration(moment: Moment, world: World) -> TrainSequence | None:
-    related = related_entries(moment.bank, moment.facts, world.config.memory.manager_top_k)
+def _decision_demonstration(moment: Moment, related: Sequence[MemoryEntry], world: World) -> TrainSequence | None:
     prompt = world.agents.manager.prompt(moment.facts, displayed_date(iso(moment.session)), related)
     text = world.agents.manager.demonstration(moment.ops, prompt)
     return None if text is None else _demonstration(prompt.ids, world.agents.codec.encode_completion(text))

@@ -57,19 +57,27 @@ def make_group() -> Iterator[MakeGroup]:
 
 
 def plain_loss(
-    model: Any, sequences: list[TrainSequence], objective: str, t: float, kl: Callable[..., Any] | None
+    model: Any,
+    sequences: list[TrainSequence],
+    objective: str,
+    t: float,
+    kl: Callable[..., Any] | None,
+    before: list[torch.Tensor],
 ) -> Any:
-    """The loss of one step, sequence by sequence: no packing, no micro-batches."""
+    """The loss of one pass, sequence by sequence: no packing, no micro-batches. The first pass fills in `before`."""
     total = torch.zeros(())
     tokens = sum(sum(s.loss_mask) for s in sequences)
-    for s in sequences:
+    for i, s in enumerate(sequences):
         lp = plain_logprobs(model, s.prompt_ids, s.completion_ids, t)
         mask = torch.tensor(s.loss_mask)
+        if len(before) == i:
+            before.append(lp.detach())
         if objective == "sft":
             per_token = -lp
         else:
-            weight = (lp.detach() - torch.tensor(s.rollout_logprobs)).exp().clamp(max=2.0)
-            per_token = -(lp - lp.detach()).exp() * s.advantage * weight
+            weight = (before[i] - torch.tensor(s.rollout_logprobs)).exp().clamp(max=2.0)
+            ratio = (lp - before[i]).exp()
+            per_token = -torch.minimum(ratio * s.advantage, ratio.clamp(0.8, 1.2) * s.advantage) * weight
             if kl is not None:
                 r = kl(s) - lp
                 per_token = per_token + 0.5 * (r.exp() - 1 - r)
@@ -78,9 +86,16 @@ def plain_loss(
 
 
 def plain_training(
-    config: Config, steps: int, objective: str = "grpo", t: float = 1.0, max_norm: float = 1.0, kl: bool = False
+    config: Config,
+    steps: int,
+    objective: str = "grpo",
+    t: float = 1.0,
+    max_norm: float = 1.0,
+    kl: bool = False,
+    epochs: int = 1,
+    lr: float = LEARNING_RATE,
 ) -> tuple[dict[str, np.ndarray], list[float], list[float]]:
-    """(weights, losses, gradient norms) of torch.optim.AdamW on the plain loss."""
+    """(weights, losses, gradient norms) of torch.optim.AdamW on the plain loss; losses and norms of first passes."""
     m = config.model
     policies = PolicyModel.create(
         m.name, (ROLE, REFERENCE), m.weights, m.lora, seed=config.seed, dtype=m.dtype, device="cpu"
@@ -95,14 +110,18 @@ def plain_training(
     with policies.use(ROLE) as model:
         policies.train_only(ROLE)
         parameters = list(policies.trainable_parameters(ROLE).values())
-        optimizer = torch.optim.AdamW(parameters, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
         for step in range(steps):
-            optimizer.zero_grad()
-            loss = plain_loss(model, make_sequences(step), objective, t, reference if kl else None)
-            loss.backward()
-            norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, max_norm)))
-            losses.append(float(loss.detach()))
-            optimizer.step()
+            before: list[torch.Tensor] = []
+            for epoch in range(epochs):
+                optimizer.zero_grad()
+                loss = plain_loss(model, make_sequences(step), objective, t, reference if kl else None, before)
+                loss.backward()
+                norm = float(torch.nn.utils.clip_grad_norm_(parameters, max_norm))
+                if epoch == 0:
+                    norms.append(norm)
+                    losses.append(float(loss.detach()))
+                optimizer.step()
         return {n: w.numpy() for n, w in policies.weights(ROLE).items()}, losses, norms
 
 
@@ -140,6 +159,21 @@ def test_updates_equal_plain_adamw_on_the_unpacked_loss(
     assert [s["loss"] for s in stats] == pytest.approx(losses, rel=1e-4, abs=1e-6)
     assert [s["grad_norm"] for s in stats] == pytest.approx(norms, rel=1e-4)
     assert [s["tokens"] for s in stats] == [make_plan(i).trained_tokens for i in range(3)]
+
+
+def test_several_passes_over_a_batch_equal_plain_adamw_on_the_clipped_ratio(make_group: MakeGroup) -> None:
+    config, lr = make_config(), 1e-2  # so large that ratios leave the clip range
+    expected, losses, norms = plain_training(config, 2, epochs=3, lr=lr)
+    group, found = make_group(config), []
+    for step in range(2):
+        work = make_plan(step)
+        found += group.update(work, replace(make_settings(work, lr=lr), epochs=3))
+    assert far(group.weights(), expected) < 1e-4
+    assert [m["loss"] for m in found] == pytest.approx(losses, rel=1e-4)
+    assert [m["grad_norm"] for m in found] == pytest.approx(norms, rel=1e-3)
+    assert all(m["clip_fraction"] > 0 and m["approx_kl"] > 0 for m in found)  # of the last pass
+    once, _, _ = plain_training(config, 2, epochs=1, lr=lr)
+    assert far(once, expected) > 1e-3
 
 
 def test_the_gradient_is_clipped_to_the_global_norm_and_the_norm_before_is_told(make_group: MakeGroup) -> None:

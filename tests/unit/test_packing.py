@@ -62,7 +62,6 @@ def gradient(model: Any, work: Plan, aggregation: str = "token-mean") -> dict[st
             continue
         logprobs, _ = scorer(**to_tensors(batch, "cpu"))
         weights = token_weights(
-            torch.from_numpy(batch.mask),
             torch.from_numpy(batch.sequence_ids),
             aggregation=aggregation,
             denominator=denominator,
@@ -79,8 +78,21 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     return sum(float((a[n] - b[n]).square().sum()) for n in a) ** 0.5 / norm
 
 
+def seen_by(batch: MicroBatch, s: int) -> tuple[tuple[int, ...], list[int]]:
+    """Tokens that the last scored position of sequence s attends to, and where among them the scored ones are."""
+    own = batch.sequence_ids == s
+    (row,) = set(batch.score_row[own].tolist())
+    columns = batch.score_position[own].tolist()
+    segment = batch.segments[row]
+    # a first token is predicted from the shared part: another branch may have that column for its last, too
+    branch = max((int(segment[c]) for c in columns), default=0)
+    visible = [c for c in range(max(columns) + 1) if segment[c] in (0, branch)]
+    assert batch.position_ids[row][visible].tolist() == list(range(len(visible)))
+    return tuple(batch.input_ids[row][visible].tolist()), [visible.index(c) for c in columns]
+
+
 def scores(model: Any, work: Plan) -> dict[tuple[Any, ...], list[float]]:
-    """Log-probabilities by sequence, whatever the layout: keyed by prompt and completion."""
+    """Log-probabilities by sequence, whatever the layout: keyed by what was read and what was predicted."""
     scorer = CompletionScorer(model)
     out: dict[tuple[Any, ...], list[float]] = {}
     for batch in (b for rank in work.ranks for b in rank):
@@ -88,10 +100,36 @@ def scores(model: Any, work: Plan) -> dict[tuple[Any, ...], list[float]]:
             logprobs, _ = scorer(**to_tensors(batch, "cpu"))
         for s in np.unique(batch.sequence_ids):
             own = batch.sequence_ids == s
-            row = batch.score_row[own][0]
-            prompt = tuple(batch.input_ids[row][batch.segments[row] == 0].tolist())
-            out[prompt, tuple(batch.targets[own].tolist())] = logprobs[torch.from_numpy(own)].tolist()
+            key = (seen_by(batch, s)[0], tuple(batch.targets[own].tolist()))
+            out[key] = logprobs[torch.from_numpy(own)].tolist()
     return out
+
+
+def expected_scores(model: Any, sequences: Sequence[TrainSequence]) -> dict[tuple[Any, ...], list[float]]:
+    """The same from one plain forward per sequence."""
+    out: dict[tuple[Any, ...], list[float]] = {}
+    for s in sequences:
+        trained = [i for i, trains in enumerate(s.loss_mask) if trains]
+        plain = plain_logprobs(model, s.prompt_ids, s.completion_ids).tolist()
+        key = (s.prompt_ids + s.completion_ids[: trained[-1]], tuple(s.completion_ids[i] for i in trained))
+        out[key] = [plain[i] for i in trained]
+    return out
+
+
+def demonstrations(seed: int = 0, vocab: int = VOCAB) -> list[TrainSequence]:
+    """Eleven different prompts that begin with the same 20 tokens, one completion each; one prompt is those alone."""
+    rng = random.Random(seed)
+    begin = tuple(rng.randrange(3, vocab) for _ in range(20))
+    return [
+        TrainSequence(
+            begin + tuple(rng.randrange(3, vocab) for _ in range(n)),
+            tuple(rng.randrange(3, vocab) for _ in range(1 + n % 3)),
+            (True,) * (1 + n % 3),
+            rng.gauss(0, 1),
+            tuple(-rng.random() for _ in range(1 + n % 3)),
+        )
+        for n in range(11)
+    ]
 
 
 # -- shared prompts ---------------------------------------------------------------------------------------------
@@ -103,13 +141,41 @@ def test_logprobs_are_the_same_with_and_without_shared_prompts(architecture: str
     shared, apart = plan(sequences), plan(sequences, share=False)
     assert shared.computed_tokens == 33 + 3 * 11
     assert apart.computed_tokens == apart.unshared_tokens == 4 * 33 + 3 * 11
-    a, b = scores(model, shared), scores(model, apart)
-    assert len(a) == len(b) == 12
-    for s in sequences:
-        key = (s.prompt_ids, s.completion_ids)
-        expected = plain_logprobs(model, s.prompt_ids, s.completion_ids).tolist()
-        assert a[key] == pytest.approx(expected, abs=1e-4)
-        assert b[key] == pytest.approx(expected, abs=1e-4)
+    expected = expected_scores(model, sequences)
+    assert len(expected) == 12
+    for found in (scores(model, shared), scores(model, apart)):
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            assert found[key] == pytest.approx(values, abs=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "mistral", "gpt2"])
+def test_different_prompts_share_what_they_begin_with_and_nothing_changes(architecture: str) -> None:
+    model, sequences = build(architecture), demonstrations()
+    shared, apart = plan(sequences), plan(sequences, share=False)
+    total = sum(len(s.prompt_ids) + len(s.completion_ids) - 1 for s in sequences)
+    # eleven branches of at most four a row: three rows, each with the beginning once. One token stays out of it,
+    # since the shortest prompt keeps one of its own
+    assert apart.computed_tokens == apart.unshared_tokens == shared.unshared_tokens == total
+    assert shared.computed_tokens == total - (11 - 3) * 19
+    expected = expected_scores(model, sequences)
+    for found in (scores(model, shared), scores(model, apart)):
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            assert found[key] == pytest.approx(values, abs=1e-4)
+    assert distance(gradient(model, shared), gradient(model, apart)) < 1e-3
+
+
+def test_a_row_of_different_prompts_leaves_work_for_every_rank_and_keeps_to_the_budget() -> None:
+    work = plan(demonstrations(), ranks=4)
+    assert sorted(sum(len(np.unique(b.sequence_ids)) for b in rank) for rank in work.ranks) == [2, 3, 3, 3]
+    (batches,) = plan(demonstrations(), budget=40).ranks
+    assert all(b.input_ids.size <= 40 for b in batches)
+
+
+def test_prompts_that_share_little_keep_rows_of_their_own() -> None:
+    sequences = [replace(s, prompt_ids=s.prompt_ids[8:]) for s in demonstrations()]
+    assert plan(sequences).computed_tokens == plan(sequences).unshared_tokens
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "mistral"])
@@ -227,7 +293,7 @@ def test_every_rank_gets_the_same_number_of_micro_batches_and_fillers_train_noth
     fillers = [b for r in work.ranks for b in r if not len(b.targets)]
     assert fillers
     assert all(b.input_ids.shape == (1, 1) and b.num_tokens == 1 for b in fillers)
-    trained = sum(int(b.mask.sum()) for r in work.ranks for b in r)
+    trained = sum(len(b.targets) for r in work.ranks for b in r)
     assert trained == work.trained_tokens == sum(sum(s.loss_mask) for s in grouped_sequences())
 
 
@@ -255,7 +321,10 @@ ids = st.integers(3, 9)
 
 @st.composite
 def any_sequences(draw: st.DrawFn) -> list[TrainSequence]:
-    prompts = draw(st.lists(st.lists(ids, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4))
+    begin = draw(st.sampled_from([(), tuple(range(3, 23))]))  # with it, different prompts share a row
+    prompts = [
+        begin + p for p in draw(st.lists(st.lists(ids, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4))
+    ]
     out = []
     for i in range(draw(st.integers(1, 10))):
         n = draw(st.integers(0, 6))
@@ -270,39 +339,36 @@ def any_sequences(draw: st.DrawFn) -> list[TrainSequence]:
     return out
 
 
-def read_back(batch: MicroBatch) -> list[TrainSequence]:
+def read_back(batch: MicroBatch) -> list[tuple[Any, ...]]:
     """Sequences as the model sees them, from nothing but what it attends to: the mask, not the layout's own order."""
     out = []
     for s in np.unique(batch.sequence_ids):
         own = batch.sequence_ids == s
-        (row,) = set(batch.score_row[own].tolist())
-        columns = batch.score_position[own]
-        segment = batch.segments[row]
-        last = columns[-1]
-        visible = [c for c in range(last + 1) if segment[c] == 0 or segment[c] == segment[last]]
-        seen = batch.input_ids[row][visible].tolist()
-        assert batch.position_ids[row][visible].tolist() == list(range(len(visible)))
-        targets = batch.targets[own].tolist()
-        prompt = seen[: len(seen) - len(targets) + 1]
-        assert seen == prompt + targets[:-1]  # each target follows what the model has read before it
-        assert batch.position_ids[row][columns].tolist() == list(range(len(prompt) - 1, len(seen)))
+        seen, places = seen_by(batch, s)
         (advantage,) = set(batch.advantages[own].tolist())
         assert batch.rollout_logprobs is not None
         out.append(
-            TrainSequence(
-                tuple(prompt),
-                tuple(targets),
-                tuple(batch.mask[own].tolist()),
-                advantage,
-                tuple(batch.rollout_logprobs[own].tolist()),
-            )
+            (advantage, seen, tuple(places), tuple(batch.targets[own]), tuple(batch.rollout_logprobs[own].tolist()))
         )
     return out
 
 
+def as_seen(s: TrainSequence) -> tuple[Any, ...]:
+    """What `read_back` must find of a sequence: each trained token predicted right after all that precedes it."""
+    assert s.rollout_logprobs is not None
+    trained = [i for i, trains in enumerate(s.loss_mask) if trains]
+    return (
+        s.advantage,
+        s.prompt_ids + s.completion_ids[: trained[-1]],
+        tuple(len(s.prompt_ids) - 1 + i for i in trained),
+        tuple(s.completion_ids[i] for i in trained),
+        tuple(s.rollout_logprobs[i] for i in trained),
+    )
+
+
 @settings(max_examples=150, deadline=None)
 @given(sequences=any_sequences(), ranks=st.integers(1, 3), budget=st.integers(1, 40), share=st.booleans())
-def test_every_completion_token_is_scored_once_with_its_own_target_mask_advantage_and_logprob(
+def test_every_trained_token_is_scored_once_with_its_own_target_advantage_and_logprob(
     sequences: list[TrainSequence], ranks: int, budget: int, share: bool
 ) -> None:
     live = [s for s in sequences if any(s.loss_mask)]
@@ -314,6 +380,5 @@ def test_every_completion_token_is_scored_once_with_its_own_target_mask_advantag
     assert len(work.ranks) == ranks
     assert len({len(r) for r in work.ranks}) == 1
     found = [s for rank in work.ranks for batch in rank for s in read_back(batch)]
-    key = lambda s: (s.advantage, s.prompt_ids)  # noqa: E731
-    assert sorted(found, key=key) == sorted(live, key=key)
+    assert sorted(found) == sorted(map(as_seen, live))
     assert work.computed_tokens <= work.unshared_tokens

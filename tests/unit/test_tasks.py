@@ -136,7 +136,13 @@ def own(questions: tuple[Question, ...], oracle: bool = False) -> Dialogue:
     return Dialogue("mine", ("Ana", "Ben"), (Session("s1", None, "", turns),), questions)
 
 
-def test_a_question_pays_the_turn_that_completes_its_evidence_and_no_other() -> None:
+def judges(dialogue: Dialogue, *overrides: str) -> dict[str, list[str]]:
+    """Questions that judge each turn's decision, from the bank that adding everything makes."""
+    made = tasks([dialogue], make_world(*overrides), "manager", "add-everything")
+    return {t.task.turn_id: [q.text for q in t.task.questions] for t in made if isinstance(t.task, DecisionTask)}
+
+
+def test_a_question_pays_the_turn_that_completes_its_evidence_then_come_those_on_entries_in_sight() -> None:
     dialogue = own(
         (
             Question("q1", "Who lives in Oslo?", "Ana", "one", evidence=("1",)),
@@ -147,13 +153,36 @@ def test_a_question_pays_the_turn_that_completes_its_evidence_and_no_other() -> 
             Question("q6", "Blank gold", " ", "none", evidence=("4",)),
         )
     )
-    made = tasks([dialogue], make_world(), "manager", "add-everything")
-    asked = {t.task.id: [q.text for q in t.task.questions] for t in made if isinstance(t.task, DecisionTask)}
-    assert asked == {
-        "mine/1": ["Who lives in Oslo?"],
-        "mine/3": ["Who keeps bees?"],
-        "mine/4": ["Do both work?"],
+    assert judges(dialogue) == {
+        "1": ["Who lives in Oslo?"],
+        "3": ["Who keeps bees?", "Who lives in Oslo?"],
+        "4": ["Do both work?", "Who keeps bees?"],  # the first watches the entry on Oslo as well
     }
+    assert judges(dialogue, "memory.manager_top_k=1")["3"] == ["Who keeps bees?", "Who lives in Oslo?"]
+    assert judges(dialogue, "rollout.questions_per_decision=1")["3"] == ["Who keeps bees?"]
+
+
+def test_a_turn_that_no_question_bears_on_is_judged_by_none() -> None:
+    assert judges(own((Question("q1", "Who lives in Oslo?", "Ana", "one", evidence=("1",)),)))["3"] == []
+
+
+def test_every_entry_in_sight_is_watched_by_a_question_where_there_is_one() -> None:
+    world = make_world("rollout.questions_per_decision=4", "memory.manager_top_k=3")
+    dialogues = [w.dialogue for w in fact_worlds(3, questions_per_fact_turn=24)]
+    watched = 0
+    for t in tasks(dialogues, world, "manager"):
+        assert isinstance(t.task, DecisionTask)
+        bank = MemoryBank.from_snapshot(t.task.snapshot, world.embedder)
+        (dialogue,) = (d for d in dialogues if t.task.id.startswith(f"{d.id}/"))
+        possible = {q.text: set(q.evidence) for q in dialogue.questions if q.asked_after == t.task.turn_id}
+        chosen = [possible[q.text] for q in t.task.questions]
+        assert len(chosen) <= 4
+        for e in related_entries(bank, t.task.facts, 3):
+            sources = set(e.provenance.turn_ids)
+            if any(sources & p for p in possible.values()):
+                assert any(sources & c for c in chosen), (t.task.id, e.text, possible)
+                watched += 1
+    assert watched > 50
 
 
 def test_where_questions_are_asked_after_turns_those_alone_pay_the_turn() -> None:
@@ -164,9 +193,7 @@ def test_where_questions_are_asked_after_turns_those_alone_pay_the_turn() -> Non
             Question("q3", "Blank gold", "", "one", asked_after="4"),
         )
     )
-    made = tasks([dialogue], make_world(), "manager", "add-everything")
-    asked = {t.task.id: [q.text for q in t.task.questions] for t in made if isinstance(t.task, DecisionTask)}
-    assert asked == {"mine/1": [], "mine/3": ["Who moved?"], "mine/4": []}
+    assert judges(dialogue) == {"1": [], "3": ["Who moved?"], "4": []}
 
 
 def test_questions_without_gold_or_of_the_past_train_no_answerer() -> None:
