@@ -64,9 +64,8 @@ class MemoryConfig:
     """Entries shown to the answerer for a question: its retrieval budget."""
     pressure: float = 0.0
     """Taken off the manager's reward for each entry that a decision adds to the bank, and once for a decision that
-    cannot be parsed or is rejected, but only where the turn's own question is answered rightly: being right comes
-    first, thrift second. 0 is the paper's outcome-only reward, under which adding everything is nearly free while
-    banks are small. 0.05 to 0.2, and less than 1 / `rollout.questions_per_decision`, the price of one wrong answer."""
+    cannot be parsed or is rejected, but only where every answer is right: being right comes first, thrift second. 0 is
+    the paper's outcome-only reward, under which adding everything is nearly free while banks are small. 0.05 to 0.2."""
     on_reject: str = "abort"
     """`abort` applies a decision wholly or not at all; `skip` applies the valid operations of a decision."""
 

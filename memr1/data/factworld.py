@@ -55,7 +55,7 @@ class FactWorldConfig:
     ephemeral_rate: float = 0.25
     """Turns with a passing remark not worth keeping (oracle NOOP), per turn that changes or repeats a fact. 0 to 2."""
     questions_per_world: int = 7
-    """Questions asked at the end of the dialogue; the first six are of six types. 6 to 8."""
+    """Questions asked at the end of the dialogue; the first six are of six types. 6 to 12."""
     questions_per_fact_turn: int = 0
     """Questions asked right after every turn with a fact, in addition (`asked_after` is set). 0 leaves them to
     `World.questions_after`."""

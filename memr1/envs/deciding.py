@@ -42,7 +42,6 @@ class DecisionTask:
     turn_id: str
     speaker: str
     questions: tuple[LinkedQuestion, ...]
-    """The first is the one that the turn bears on most."""
 
 
 @dataclass(frozen=True)
@@ -147,8 +146,8 @@ def play_decision(
     parts: dict[str, float] = {}
     if values and not errors:
         parts[rewards[0].name] = sum(values) / len(values)
-        # where the turn's own question is answered wrongly anyway, pressure alone would teach to store nothing
-        if memory.pressure > 0 and values[0] == 1.0:
+        # where an answer is wrong whatever is stored, pressure alone would teach the manager to store nothing
+        if memory.pressure > 0 and min(values) == 1.0:
             parts["pressure"] = -memory.pressure * burden(decided, len(bank.entries()) - len(before))
     return Trajectory(
         task_id=task.id,

@@ -423,18 +423,10 @@ def test_completions_carry_what_a_trajectory_needs() -> None:
         ("ADD Cleo sings", "Where does Ana live?", "Rome", 0.0),  # wrong: thrift does not come into it
     ],
 )
-def test_bank_pressure_is_taken_off_only_where_the_turn_s_own_answer_is_right(
+def test_bank_pressure_is_taken_off_only_where_the_answers_are_right(
     decision: str, question: str, gold: str, reward: float
 ) -> None:
     questions = (LinkedQuestion(question, gold, "c"),)
     played = decide(decision, "memory.pressure=0.1", questions=questions)
     assert played.reward == pytest.approx(reward)
     assert sum(played.reward_parts.values()) == pytest.approx(reward)
-
-
-def test_bank_pressure_does_not_ask_for_the_other_answers() -> None:
-    wrong = LinkedQuestion("Who keeps bees?", "Cleo", "c")  # whatever is stored
-    right = LinkedQuestion("Where does Ana live?", "Oslo", "c")
-    for questions, reward in (((right, wrong), 0.4), ((wrong, right), 0.5)):
-        played = decide("ADD Cleo sings", "memory.pressure=0.1", questions=questions)
-        assert played.reward == pytest.approx(reward)
