@@ -11,6 +11,7 @@ import typer
 
 from memr1 import __version__
 from memr1.errors import MemR1Error
+from memr1.memory.commands import app as bank_app
 
 app = typer.Typer(
     help="Train language-model agents to manage and use long-term memory.",
@@ -22,6 +23,7 @@ models_app = typer.Typer(help="Models that come without a hub.", no_args_is_help
 data_app = typer.Typer(help="Look at datasets.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
+app.add_typer(bank_app, name="bank")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, for example configs/train_local.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value changes, for example rollout.group_size=16.")]

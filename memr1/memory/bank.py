@@ -9,21 +9,36 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from memr1.errors import MemR1Error
-from memr1.memory.checks import check_op, check_provenance, check_time
+from memr1.memory.bm25 import BM25Retriever
+from memr1.memory.checks import check_key, check_op, check_provenance, check_time
 from memr1.memory.embed import CachedEmbedder, Embedder
-from memr1.memory.filters import compile_filters
-from memr1.memory.index import ExactIndex, VectorIndex
+from memr1.memory.filters import Predicate, compile_filters, parse_moment
+from memr1.memory.fusion import fuse
+from memr1.memory.index import ExactIndex, VectorIndex, best
 from memr1.memory.oplog import LogRecord, OpLog
 from memr1.memory.state import BankRules, BankState, Draft, is_unicode
 from memr1.memory.types import Hit, MemoryEntry, MemoryOp, OpResult, Provenance
 
 BANK_FORMAT = "memr1-bank"
+FUSED = 50
+"""Ranks of each method that a hybrid search fuses, at least."""
 _UNKNOWN = Provenance()
+
+
+class Journal(Protocol):
+    """Where a bank writes a decision before anybody sees it."""
+
+    def __call__(self, record: LogRecord, changes: Sequence[tuple[MemoryEntry | None, MemoryEntry]]) -> None:
+        """Make the record durable, with the newest version before and after of each entry it changed.
+
+        When this raises, the bank stays as it was, and the decision was not made.
+        """
 
 
 @dataclass(frozen=True)
@@ -70,17 +85,20 @@ class MemoryBank:
         embedder: Embedder,
         index: str | VectorIndex = "exact",
         rules: BankRules | None = None,
+        journal: Journal | None = None,
     ) -> None:
         """An empty bank.
 
         embedder: is wrapped in a `CachedEmbedder` unless it is one; forks share it.
         index: `exact`, `chroma` (in memory), or an index, such as `ChromaIndex(bank_id, path=…)`.
+        journal: called with every decision before it takes effect; `memr1.memory.store` passes one. Forks have none.
         """
         if not isinstance(bank_id, str) or not bank_id or not is_unicode(bank_id):
             raise MemR1Error(f"bank_id: expected a text that is not empty, got {bank_id!r}")
         self.bank_id = bank_id
         self.rules = rules if rules is not None else BankRules()
         self.embedder = embedder if isinstance(embedder, CachedEmbedder) else CachedEmbedder(embedder)
+        self._journal = journal
         self._lock = threading.RLock()
         self._state = BankState()
         self._log = OpLog()
@@ -88,6 +106,8 @@ class MemoryBank:
         self._to_add: dict[str, str] = {}
         """Index key to text, for live versions that the index has not seen."""
         self._to_remove: set[str] = set()
+        self._words: tuple[int, tuple[MemoryEntry, ...], BM25Retriever] | None = None
+        """Live entries after a decision and BM25 over them: made when first asked for, and again after a change."""
         self._mark_all()
 
     def apply(
@@ -99,6 +119,7 @@ class MemoryBank:
         event_time: str | None = None,
         on_reject: str = "abort",
         actor: str | None = None,
+        idempotency_key: str | None = None,
     ) -> list[OpResult]:
         """Apply one decision and log it; one result for each operation, in order.
 
@@ -106,7 +127,10 @@ class MemoryBank:
             sees the effect of those before it.
         time: when this is decided, event_time: when it happened (default `time`); ISO 8601.
         actor: who decides; default the provenance's role.
-        `MemR1Error`, with nothing applied and nothing logged, when an argument has the wrong type.
+        idempotency_key: names this decision. When it was made before, its results are returned and nothing happens, so
+            a caller that got no answer can ask again.
+        `MemR1Error`, with nothing applied and nothing logged, when an argument has the wrong type, when the key was used
+        for other operations, or when a bank of a store cannot write.
         """
         if on_reject not in ("abort", "skip"):
             raise MemR1Error(f"on_reject: expected 'abort' or 'skip', got {on_reject!r}")
@@ -114,13 +138,23 @@ class MemoryBank:
         provenance = check_provenance(provenance)
         check_time(time, "time")
         check_time(event_time, "event_time")
+        check_key(idempotency_key)
         with self._lock:
+            if idempotency_key is not None and idempotency_key in self._state.decided:
+                earlier = self._state.decided[idempotency_key]
+                if earlier.ops != tuple(checked):
+                    raise MemR1Error(
+                        f"idempotency_key: {idempotency_key!r} was used for other operations in decision {earlier.seq}; "
+                        "give every decision a key of its own"
+                    )
+                return list(earlier.results)
             draft = Draft(self._state, self.rules, provenance=provenance, time=time, event_time=event_time)
             results = []
             for op in checked:
                 results.append(draft.run(op))
                 if on_reject == "abort" and not results[-1].ok:
                     results = _abort(checked, results[-1], at=len(results))
+                    draft.discard()
                     break
             record = LogRecord(
                 seq=self._log.seq + 1,
@@ -130,10 +164,72 @@ class MemoryBank:
                 event_time=event_time,
                 actor=actor if actor is not None else provenance.role,
                 on_reject=on_reject,
+                idempotency_key=idempotency_key,
             )
-            self._log.append(record)
-            self._settle(record, draft)
+            self._decide(record, draft)
             return results
+
+    def rollback(
+        self, seq: int, *, provenance: Provenance = _UNKNOWN, time: str | None = None, actor: str | None = None
+    ) -> list[str]:
+        """Give every entry the content it had after decision `seq`; returns the ids of those that changed.
+
+        This is a decision of its own, logged like any other: nothing leaves the log, versions go on counting, and what
+        was rolled back can be had again with another roll back.
+        """
+        with self._lock:
+            then = MemoryBank.replay(self._log.prefix(seq), self.embedder)._state
+            wanted = []
+            for entry_id, chain in self._state.versions.items():
+                version = len(then.versions.get(entry_id, ()))
+                if version < len(chain) and not _same_content(chain[-1], chain[version - 1] if version else None):
+                    wanted.append((entry_id, version))
+            return self._revert(wanted, provenance, time, actor)
+
+    def undo(
+        self, turn_id: str, *, provenance: Provenance = _UNKNOWN, time: str | None = None, actor: str | None = None
+    ) -> list[str]:
+        """Undo what came from one source: every entry whose newest content a decision with this turn wrote gets back
+        what it said before, or is deleted when it said nothing. Returns the ids of those that changed.
+
+        A decision of its own, like `rollback`. Entries that others have changed since stay as they are. `MemR1Error`
+        when another entry says meanwhile what an entry would go back to.
+        """
+        with self._lock:
+            wanted = []
+            for entry_id, chain in self._state.versions.items():
+                version = len(chain)
+                while version and turn_id in chain[version - 1].provenance.turn_ids:
+                    version -= 1
+                if version < len(chain) and not _same_content(chain[-1], chain[version - 1] if version else None):
+                    wanted.append((entry_id, version))
+            return self._revert(wanted, provenance, time, actor)
+
+    def _revert(
+        self, wanted: Sequence[tuple[str, int]], provenance: Provenance, time: str | None, actor: str | None
+    ) -> list[str]:
+        provenance = check_provenance(provenance)
+        check_time(time, "time")
+        if not wanted:
+            return []
+        draft = Draft(self._state, self.rules, provenance=provenance, time=time, event_time=None)
+        draft.revert(wanted)
+        record = LogRecord(
+            seq=self._log.seq + 1,
+            results=(),
+            provenance=provenance,
+            time=time,
+            actor=actor if actor is not None else provenance.role,
+            reverts=tuple(wanted),
+        )
+        self._decide(record, draft)
+        return [entry_id for entry_id, _ in wanted]
+
+    def _decide(self, record: LogRecord, draft: Draft) -> None:
+        if self._journal is not None:
+            self._journal(record, draft.changes())  # on disk before anybody can see it
+        self._log.append(record)
+        self._settle(record, draft)
 
     def get(self, entry_id: str) -> MemoryEntry | None:
         """The live entry of an id; None when there is none (never was, or deleted)."""
@@ -145,6 +241,17 @@ class MemoryBank:
         """Live entries in order of ADD."""
         with self._lock:
             return list(self._state.entries())
+
+    def newest_versions(self) -> list[MemoryEntry]:
+        """The newest version of every entry ever added, tombstones included, in order of ADD."""
+        with self._lock:
+            return [chain[-1] for chain in self._state.versions.values()]
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """No other thread reads or changes the bank meanwhile."""
+        with self._lock:
+            yield
 
     def history(self, entry_id: str) -> list[MemoryEntry]:
         """Every version of an entry, oldest first, its tombstone included; empty for an id never given out."""
@@ -187,29 +294,88 @@ class MemoryBank:
                 rejected=dict(self._state.rejected),
             )
 
-    def search(self, query: str, k: int, *, filters: Mapping[str, Any] | None = None) -> list[Hit]:
-        """The k live entries nearest to a query by cosine similarity, best first, ties in order of ADD.
+    def search(
+        self,
+        query: str,
+        k: int,
+        *,
+        filters: Mapping[str, Any] | None = None,
+        by: str = "vector",
+        as_of: str | None = None,
+    ) -> list[Hit]:
+        """The k live entries that fit a query best, best first, ties in order of ADD.
 
+        by: `vector` is cosine similarity, `words` BM25 (entries that share no word are no hits), `hybrid` both, fused by
+            reciprocal rank; the score of a hit is the method's own.
         filters: see `memr1.memory.filters`. Fewer than k hits only when fewer entries are there.
+        as_of: ISO 8601 time; searches what the bank held then, by the times that its decisions were given. A version
+            without a time counts as there from the beginning.
         """
         if not isinstance(query, str) or not query.strip() or not is_unicode(query):
             raise MemR1Error(f"query: expected a text that is not empty, got {query!r}")
         if not isinstance(k, int) or k < 1:
             raise MemR1Error(f"k: expected an integer of at least 1, got {k!r}")
-        matches = compile_filters(filters) if filters else None
+        if by not in ("vector", "words", "hybrid"):
+            raise MemR1Error(f"by: expected 'vector', 'words' or 'hybrid', got {by!r}")
+        matches = compile_filters(filters) if filters is not None else None
         with self._lock:
-            if not self._state.live:
-                return []
-            self.sync()
-            allowed = None if matches is None else {self._key(e) for e in self._state.entries() if matches(e)}
-            vector = self.embedder.embed([query])[0]
-            while True:
-                found = self._index.query(vector, k, allowed)
-                entries = [self._resolve(key) for key, _ in found]
-                stale = [key for (key, _), entry in zip(found, entries, strict=True) if entry is None]
-                if not stale:
-                    return [Hit(e, score) for e, (_, score) in zip(entries, found, strict=True) if e is not None]
-                self._index.remove(stale)
+            if as_of is not None:
+                return self._search_then(query, k, matches, by, as_of)
+            if by == "vector":
+                return self._nearest(query, k, matches)
+            deep = max(k, FUSED)
+            worded = self._worded(query, deep if by == "hybrid" else k, matches)
+            if by == "words":
+                return worded
+            return _fused([self._nearest(query, deep, matches), worded], k)
+
+    def _nearest(self, query: str, k: int, matches: Predicate | None) -> list[Hit]:
+        if not self._state.live:
+            return []
+        self.sync()
+        allowed = None if matches is None else {self._key(e) for e in self._state.entries() if matches(e)}
+        vector = self.embedder.embed([query])[0]
+        while True:
+            found = self._index.query(vector, k, allowed)
+            entries = [self._resolve(key) for key, _ in found]
+            stale = [key for (key, _), entry in zip(found, entries, strict=True) if entry is None]
+            if not stale:
+                return [Hit(e, score) for e, (_, score) in zip(entries, found, strict=True) if e is not None]
+            self._index.remove(stale)
+
+    def _worded(self, query: str, k: int, matches: Predicate | None) -> list[Hit]:
+        if self._words is None or self._words[0] != self._log.seq:
+            entries = tuple(self._state.entries())
+            self._words = (self._log.seq, entries, BM25Retriever([e.text for e in entries]))
+        _, entries, retriever = self._words
+        return _by_words(query, k, entries, retriever, matches)
+
+    def _search_then(self, query: str, k: int, matches: Predicate | None, by: str, as_of: str) -> list[Hit]:
+        entries = [e for e in self.entries_at(as_of) if matches is None or matches(e)]
+        if not entries:
+            return []
+        by_key = {self._key(e): e for e in entries}
+        vectors = self.embedder.embed([e.text for e in entries])
+        deep = k if by == "vector" else max(k, FUSED)
+        nearest = [
+            Hit(by_key[key], score) for key, score in best(list(by_key), vectors, self.embedder.embed([query])[0], deep)
+        ]
+        if by == "vector":
+            return nearest
+        worded = _by_words(query, deep, entries, BM25Retriever([e.text for e in entries]), None)
+        return worded[:k] if by == "words" else _fused([nearest, worded], k)
+
+    def entries_at(self, as_of: str) -> list[MemoryEntry]:
+        """Live entries as the bank held them at a time, in order of ADD; see `search`."""
+        check_time(as_of, "as_of")
+        moment = parse_moment(as_of)
+        then = []
+        with self._lock:
+            for chain in self._state.versions.values():
+                known = [e for e in chain if e.updated_at is None or parse_moment(e.updated_at) <= moment]
+                if known and known[-1].status == "live":
+                    then.append(known[-1])
+        return then
 
     def sync(self) -> None:
         """Embed what the index has not seen, in one batch. `search` does it; do it before forking to share the work."""
@@ -242,10 +408,16 @@ class MemoryBank:
 
     def restore(self, snapshot: Snapshot) -> None:
         """Become what the snapshot says: entries, log, counts and rules. What came after it is gone here; keep a
-        snapshot or a fork to return to it."""
+        snapshot or a fork to return to it. `MemR1Error` for a bank of a store, whose log only grows."""
+        if self._journal is not None:
+            raise MemR1Error(
+                f"bank {self.bank_id!r} belongs to a store, whose log only grows; restore the snapshot as a bank of its "
+                "own with MemoryBank.from_snapshot"
+            )
         with self._lock:
             self.rules = snapshot.rules
             self._state, self._log = snapshot.state.fork(), snapshot.log.fork()
+            self._words = None
             self._mark_all()
 
     @classmethod
@@ -266,10 +438,11 @@ class MemoryBank:
         bank_id: str = "replay",
         index: str | VectorIndex = "exact",
         rules: BankRules | None = None,
+        journal: Journal | None = None,
     ) -> MemoryBank:
         """The bank that a log leads to. What the log says was accepted or rejected stays so, whatever `rules` say now;
         `MemR1Error` names the record when it contradicts those before it."""
-        bank = cls(bank_id, embedder, index, rules)
+        bank = cls(bank_id, embedder, index, rules, journal)
         for record in log:
             draft = Draft(
                 bank._state, None, provenance=record.provenance, time=record.time, event_time=record.event_time
@@ -280,6 +453,10 @@ class MemoryBank:
                         f"record {record.seq}, operation {i + 1}: {_describe(result.op)} is logged as applied, which "
                         "the records before it rule out; the log is not one that a bank wrote"
                     )
+            try:
+                draft.revert(record.reverts)
+            except MemR1Error as error:
+                raise MemR1Error(f"record {record.seq}: {error}; the log is not one that a bank wrote") from error
             bank._log.append(record)
             bank._settle(record, draft)
         bank._mark_all()  # an index that was kept on disk needs only the differences
@@ -306,7 +483,7 @@ class MemoryBank:
             "format": BANK_FORMAT,
             "bank_id": self.bank_id,
             "embedder": self.embedder.name,
-            "rules": {"max_chars": rules.max_chars, "max_entries": rules.max_entries, "kinds": list(rules.kinds)},
+            "rules": rules.to_json(),
         }
         log.dump(path, header)
 
@@ -319,13 +496,7 @@ class MemoryBank:
         header, log = OpLog.read(path, expect=BANK_FORMAT)
         bank_id = header.take("bank_id", str)
         header.take("embedder", str)
-        fields = header.child("rules")
-        rules = BankRules(
-            max_chars=fields.take("max_chars", int),
-            max_entries=fields.take("max_entries", int, None),
-            kinds=fields.texts("kinds"),
-        )
-        fields.end()
+        rules = BankRules.from_json(header.child("rules"))
         header.end()
         try:
             return cls.replay(log, embedder, bank_id=bank_id, index=index, rules=rules)
@@ -334,13 +505,15 @@ class MemoryBank:
 
     def _settle(self, record: LogRecord, draft: Draft) -> None:
         """Make the effects of a logged decision the state, and remember what the index has to learn."""
-        if any(result.changed for result in record.results):
-            for before, after in self._state.commit(draft):
+        if draft.added_versions:
+            changes = draft.changes()
+            self._state.commit(draft)
+            for before, after in changes:
                 if before is not None and before.status == "live":
                     self._forget(self._key(before))
                 if after.status == "live":
                     self._to_add[self._key(after)] = after.text
-        self._state.count(record.results)
+        self._state.count(record)
 
     def _forget(self, key: str) -> None:
         if self._to_add.pop(key, None) is None:
@@ -360,6 +533,28 @@ class MemoryBank:
         """The live entry of an index key; None when the key is of another version or text (a stale hit)."""
         entry = self._state.newest(key.partition("@")[0])
         return entry if entry is not None and entry.status == "live" and self._key(entry) == key else None
+
+
+def _by_words(
+    query: str, k: int, entries: Sequence[MemoryEntry], retriever: BM25Retriever, matches: Predicate | None
+) -> list[Hit]:
+    if not entries:
+        return []
+    ranked = retriever.query(query, k if matches is None else len(entries))
+    hits = [Hit(entries[i], score) for i, score in ranked if matches is None or matches(entries[i])]
+    return hits[:k]
+
+
+def _fused(rankings: Sequence[Sequence[Hit]], k: int) -> list[Hit]:
+    entries = {hit.entry.id: hit.entry for ranking in rankings for hit in ranking}
+    return [Hit(entries[name], score) for name, score in fuse([[h.entry.id for h in r] for r in rankings], k)]
+
+
+def _same_content(a: MemoryEntry, b: MemoryEntry | None) -> bool:
+    """Whether two versions say the same; None and tombstones say nothing."""
+    if b is None or b.status != "live" or a.status != "live":
+        return a.status != "live" and (b is None or b.status != "live")
+    return (a.text, a.metadata, a.kind, a.event_time) == (b.text, b.metadata, b.kind, b.event_time)
 
 
 def index_key(entry: MemoryEntry, embedder: str) -> str:

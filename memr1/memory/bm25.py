@@ -1,4 +1,4 @@
-"""BM25 over a fixed list of texts, for the retrieval baselines of the evaluation."""
+"""BM25 over a fixed list of texts: search by words, and the retrieval baselines of the evaluation."""
 
 from __future__ import annotations
 

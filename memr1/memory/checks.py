@@ -56,6 +56,12 @@ def check_time(value: str | None, where: str) -> str | None:
     return value
 
 
+def check_key(key: str | None) -> None:
+    """`MemR1Error` unless an idempotency key is None or a text of 1 to 255 characters."""
+    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key):
+        raise MemR1Error(f"idempotency_key: expected a text of 1 to 255 characters without NUL, got {key!r}")
+
+
 def _check(value: Any, where: str, kind: type, *, optional: bool = False) -> None:
     if optional and value is None:
         return

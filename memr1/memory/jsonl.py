@@ -63,12 +63,17 @@ def read_objects(path: str | os.PathLike[str]) -> Iterator[Fields]:
     except OSError as error:
         raise MemR1Error(f"{source}: cannot be read ({error}); check the path") from error
     for number, line in enumerate(data.splitlines(), start=1):
-        where = f"{source}:{number}"
-        try:
-            value = json.loads(line.decode("utf-8"), parse_constant=_refuse, parse_float=_finite)
-        except (ValueError, RecursionError) as error:
-            raise MemR1Error(f"{where}: not JSON ({error}); every line is one object") from error
-        yield Fields(value, where)
+        yield parse_object(line, f"{source}:{number}")
+
+
+def parse_object(text: str | bytes, where: str) -> Fields:
+    """One JSON object; `where` begins its errors."""
+    try:
+        decoded = text if isinstance(text, str) else text.decode("utf-8")
+        value = json.loads(decoded, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise MemR1Error(f"{where}: not JSON ({error}); every line is one object") from error
+    return Fields(value, where)
 
 
 def plain_json(value: Any, where: str) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 from memr1.errors import MemR1Error
 from memr1.memory.jsonl import Fields, canonical, read_objects, write_lines
-from memr1.memory.types import Event, MemoryOp, OpResult, Provenance
+from memr1.memory.types import Event, MemoryEntry, MemoryOp, OpResult, Provenance
 
 LOG_FORMAT = "memr1-oplog"
 VERSION = 1
@@ -34,6 +34,10 @@ class LogRecord:
     """Who decided; by default the provenance's role."""
     on_reject: str = "abort"
     """How a rejected operation was to be treated: `abort` the decision or `skip` the operation."""
+    idempotency_key: str | None = None
+    """The caller's name for this decision; a second one of the same name is not applied."""
+    reverts: tuple[tuple[str, int], ...] = ()
+    """Of a roll back or an undo: (entry, the version whose content it got back, 0 for none: it is deleted)."""
 
     @property
     def ops(self) -> tuple[MemoryOp, ...]:
@@ -53,33 +57,62 @@ class LogRecord:
             "event_time": self.event_time,
             "actor": self.actor,
             "on_reject": self.on_reject,
-            "provenance": {**vars(self.provenance), "turn_ids": list(self.provenance.turn_ids)},
+            # left out where there is none: logs from before there were keys stay what they are, to the byte
+            **({} if self.idempotency_key is None else {"idempotency_key": self.idempotency_key}),
+            **({} if not self.reverts else {"reverts": [list(r) for r in self.reverts]}),
+            "provenance": provenance_to_json(self.provenance),
             "results": [{**vars(r), "op": {**vars(r.op), "event": r.op.event.value}} for r in self.results],
         }
 
     @classmethod
     def from_json(cls, fields: Fields) -> LogRecord:
         """Read one record; `MemR1Error` names the field that is missing, unknown or of the wrong type."""
-        source = fields.child("provenance")
         record = cls(
             seq=fields.take("seq", int),
             results=tuple(_result(item) for item in fields.children("results")),
-            provenance=Provenance(
-                turn_ids=source.texts("turn_ids"),
-                speaker=source.take("speaker", str, None),
-                role=source.take("role", str, None),
-                model=source.take("model", str, None),
-                adapter=source.take("adapter", str, None),
-                weight_version=source.take("weight_version", int, None),
-            ),
+            provenance=provenance_from_json(fields.child("provenance")),
             time=fields.take("time", str, None),
             event_time=fields.take("event_time", str, None),
             actor=fields.take("actor", str, None),
             on_reject=fields.take("on_reject", str),
+            idempotency_key=fields.take("idempotency_key", str) if "idempotency_key" in fields else None,
+            reverts=_reverts(fields) if "reverts" in fields else (),
         )
-        source.end()
         fields.end()
         return record
+
+
+def _reverts(fields: Fields) -> tuple[tuple[str, int], ...]:
+    pairs = []
+    for pair in fields.take("reverts", list):
+        if not isinstance(pair, list) or [type(v) for v in pair] != [str, int]:
+            raise fields.fail("reverts", f"expected pairs of an entry id and a version, got {pair!r}")
+        pairs.append((pair[0], pair[1]))
+    return tuple(pairs)
+
+
+def provenance_to_json(provenance: Provenance) -> dict[str, Any]:
+    """Plain JSON values of a provenance."""
+    return {**vars(provenance), "turn_ids": list(provenance.turn_ids)}
+
+
+def provenance_from_json(fields: Fields) -> Provenance:
+    """Read what `provenance_to_json` wrote."""
+    provenance = Provenance(
+        turn_ids=fields.texts("turn_ids"),
+        speaker=fields.take("speaker", str, None),
+        role=fields.take("role", str, None),
+        model=fields.take("model", str, None),
+        adapter=fields.take("adapter", str, None),
+        weight_version=fields.take("weight_version", int, None),
+    )
+    fields.end()
+    return provenance
+
+
+def entry_to_json(entry: MemoryEntry) -> dict[str, Any]:
+    """Plain JSON values of an entry."""
+    return {**vars(entry), "provenance": provenance_to_json(entry.provenance)}
 
 
 def _result(fields: Fields) -> OpResult:

@@ -9,7 +9,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from memr1.errors import MemR1Error
+from memr1.memory.jsonl import Fields
+from memr1.memory.oplog import LogRecord
 from memr1.memory.types import Event, MemoryEntry, MemoryOp, OpResult, Provenance
 
 REASONS: dict[str, str] = {
@@ -39,6 +43,21 @@ class BankRules:
     """Most live entries; ADD beyond is rejected as `bank_full`. None means no limit."""
     kinds: tuple[str, ...] = ("text",)
     """Kinds of payload that may be added."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` gives the rules back."""
+        return {"max_chars": self.max_chars, "max_entries": self.max_entries, "kinds": list(self.kinds)}
+
+    @classmethod
+    def from_json(cls, fields: Fields) -> BankRules:
+        """Read what `to_json` wrote; `MemR1Error` names a field that is wrong."""
+        rules = cls(
+            max_chars=fields.take("max_chars", int),
+            max_entries=fields.take("max_entries", int, None),
+            kinds=fields.texts("kinds"),
+        )
+        fields.end()
+        return rules
 
 
 def reason_code(reason: str) -> str:
@@ -74,6 +93,8 @@ class BankState:
         self.applied: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
+        self.decided: dict[str, LogRecord] = {}
+        """Idempotency key to the decision that was made under it."""
         self._shared = False
 
     def fork(self) -> BankState:
@@ -81,6 +102,7 @@ class BankState:
         other = BankState()
         other.versions, other.live = self.versions, self.live
         other.applied, other.rejected, other.decisions = self.applied, self.rejected, self.decisions
+        other.decided = self.decided
         self._shared = other._shared = True
         return other
 
@@ -94,6 +116,7 @@ class BankState:
             and self.applied == other.applied
             and self.rejected == other.rejected
             and self.decisions == other.decisions
+            and self.decided == other.decided
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable
@@ -107,24 +130,21 @@ class BankState:
         chain = self.versions.get(entry_id)
         return chain[-1] if chain else None
 
-    def commit(self, draft: Draft) -> list[tuple[MemoryEntry | None, MemoryEntry]]:
-        """Make a draft's changes the state. Returns (entry before, entry after) for each entry that changed."""
+    def commit(self, draft: Draft) -> None:
+        """Make a draft's changes the state."""
         self._own()
-        changes = []
         for entry_id, added in draft.added_versions.items():
-            before = self.newest(entry_id)
             self.versions[entry_id] = self.versions.get(entry_id, ()) + tuple(added)
-            changes.append((before, added[-1]))
         for key, owner in draft.live_changes.items():
             if owner is None:
                 self.live.pop(key, None)
             else:
                 self.live[key] = owner
-        return changes
 
-    def count(self, results: Sequence[OpResult]) -> None:
-        """Count one decision and the outcome of each of its operations."""
+    def count(self, record: LogRecord) -> None:
+        """Count one decision and the outcome of each of its operations, and remember its key."""
         self._own()
+        results = record.results
         refused = bool(results) and not any(r.ok for r in results)
         self.decisions["rejected" if refused else "applied"] += 1
         for result in results:
@@ -134,12 +154,14 @@ class BankState:
                     self.applied["UPDATE_UNCHANGED"] += 1
             else:
                 self.rejected[reason_code(result.reason or "")] += 1
+        if record.idempotency_key is not None:
+            self.decided[record.idempotency_key] = record
 
     def _own(self) -> None:
         if self._shared:
             self.versions, self.live = dict(self.versions), dict(self.live)
             self.applied, self.rejected = self.applied.copy(), self.rejected.copy()
-            self.decisions = self.decisions.copy()
+            self.decisions, self.decided = self.decisions.copy(), dict(self.decided)
             self._shared = False
 
 
@@ -174,6 +196,45 @@ class Draft:
         if target is None:
             return refusal
         return self._update(op, target) if op.event is Event.UPDATE else self._delete(op, target)
+
+    def discard(self) -> None:
+        """Forget what was drafted."""
+        self.added_versions, self.live_changes = {}, {}
+
+    def revert(self, wanted: Sequence[tuple[str, int]]) -> None:
+        """Give entries the content of earlier versions back, as new versions; version 0, or a tombstone, deletes.
+
+        `MemR1Error`, with nothing drafted, for an entry or version that is not there, or when another live entry has
+        taken the content meanwhile.
+        """
+        plan: list[tuple[MemoryEntry, MemoryEntry | None]] = []
+        for entry_id, version in wanted:
+            chain = self._state.versions.get(entry_id, ())
+            if not chain or not 0 <= version <= len(chain):
+                raise MemR1Error(f"{entry_id}: there is no version {version} to go back to")
+            target = chain[version - 1] if version else None
+            plan.append((chain[-1], target if target is not None and target.status == "live" else None))
+        for newest, _ in plan:  # all contents are given up before any is taken
+            if newest.status == "live":
+                self.live_changes[content_key(newest.text)] = None
+        for newest, target in plan:
+            if target is not None:
+                if owner := self._owner(target.text):
+                    raise MemR1Error(f"{newest.id}: cannot go back to {target.text!r}, which {owner} says now")
+                self.live_changes[content_key(target.text)] = newest.id
+            content = target if target is not None else newest
+            again = replace(
+                content,
+                version=newest.version + 1,
+                status="live" if target is not None else "deleted",
+                updated_at=self._time,
+                provenance=self._provenance,
+            )
+            self.added_versions[newest.id] = [again]
+
+    def changes(self) -> list[tuple[MemoryEntry | None, MemoryEntry]]:
+        """(newest version before, newest after) of each entry that changed."""
+        return [(self._state.newest(entry_id), added[-1]) for entry_id, added in self.added_versions.items()]
 
     def _add(self, op: MemoryOp) -> OpResult:
         rules = self._rules

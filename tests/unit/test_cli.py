@@ -24,11 +24,12 @@ HEAVY = (
     "sentence_transformers",
     "matplotlib",
     "deepspeed",
+    "sqlalchemy",
     "peft",
     "scipy",
 )
 COMMANDS = [
-    *(["train"], ["eval"], ["report"], ["view"], ["config"], ["models"], ["data"]),
+    *(["train"], ["eval"], ["report"], ["view"], ["config"], ["models"], ["data"], ["bank"]),
     *(["models", "list"], ["models", "fetch"], ["models", "verify"], ["data", "show"]),
 ]
 CONFIG = """

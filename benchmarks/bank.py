@@ -1,0 +1,160 @@
+"""The memory bank's speed: durable writes beside ChromaDB alone, search, forks, recovery. CPU only.
+
+    python benchmarks/bank.py [--quick]
+
+Every figure has its reference in the same run: `chromadb.PersistentClient` for durable writes, a bare numpy product for
+exact search. Vectors are given, not computed: embedding would drown the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import statistics
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from memr1.memory.bank import MemoryBank
+from memr1.memory.embed import CachedEmbedder
+from memr1.memory.index import ExactIndex, Vectors
+from memr1.memory.store import BankStore
+from memr1.memory.types import Event, MemoryOp
+
+DIM = 384
+
+
+class RandomVectors:
+    """An embedder that looks texts up: a random unit vector for each."""
+
+    name, dim = "random", DIM
+
+    def embed(self, texts: Sequence[str]) -> Vectors:
+        """(n, dim) float32, the same for the same text."""
+        seeds = [zlib.crc32(t.encode()) for t in texts]
+        rows = np.stack([np.random.default_rng(s).standard_normal(DIM, np.float32) for s in seeds])
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def unit(n: int, seed: int = 0) -> Vectors:
+    """n random unit vectors (n, DIM)."""
+    rows = np.random.default_rng(seed).standard_normal((n, DIM), np.float32)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def times(run: Callable[[int], object], n: int) -> list[float]:
+    """Seconds of each of n calls."""
+    out = []
+    for i in range(n):
+        start = time.perf_counter()
+        run(i)
+        out.append(time.perf_counter() - start)
+    return out
+
+
+def show(what: str, seconds: Sequence[float], reference: Sequence[float] | None = None, note: str = "") -> None:
+    """One line: median and 99th percentile in milliseconds, and how many times faster than the reference."""
+    p50, p99 = np.percentile(seconds, [50, 99]) * 1e3
+    line = f"{what:<44} p50 {p50:9.3f} ms   p99 {p99:9.3f} ms"
+    if reference is not None:
+        line += f"   reference {statistics.median(reference) * 1e3:9.3f} ms   ratio {statistics.median(reference) / statistics.median(seconds):6.1f}x"
+    print(line + (f"   {note}" if note else ""), flush=True)
+
+
+def durable_writes(folder: Path, n: int) -> None:
+    """Single adds and batches of 100, each on disk when it returns, beside Chroma's persistent client."""
+    import chromadb
+
+    client = chromadb.PersistentClient(str(folder / "chroma"))
+    collection = client.create_collection("c", embedding_function=None, configuration={"hnsw": {"space": "cosine"}})
+    vectors = unit(n * 101)
+
+    def chroma(ids: list[int]) -> None:
+        collection.add(ids=[str(i) for i in ids], embeddings=vectors[ids], documents=[f"fact {i}" for i in ids])
+
+    with BankStore.open(folder / "memory.db", RandomVectors()) as store:
+        bank = store.create("b")
+        ours = times(lambda i: bank.apply([MemoryOp(Event.ADD, f"fact {i}")]), n)
+        theirs = times(lambda i: chroma([i]), n)
+        show(f"durable add, one at a time ({n})", ours, theirs)
+        with_index = times(lambda i: (bank.apply([MemoryOp(Event.ADD, f"more {i}")]), bank.sync()), n)
+        show("  the same, with its vector kept and indexed", with_index, theirs)
+        many = max(n // 20, 3)
+        ours = times(lambda i: bank.apply([MemoryOp(Event.ADD, f"fact {i} {j}") for j in range(100)]), many)
+        theirs = times(lambda i: chroma(list(range(n + i * 100, n + i * 100 + 100))), many)
+        show(f"durable decision of 100 adds ({many})", ours, theirs)
+
+
+def search(sizes: Sequence[int], queries: int) -> None:
+    """Exact search beside the bare product and partition that no exact search can do without."""
+    for size in sizes:
+        vectors = unit(size, seed=1)
+        index = ExactIndex()
+        index.add([f"m{i}" for i in range(size)], vectors)
+        asked = unit(queries, seed=2)
+
+        def bare(i: int, vectors: Vectors = vectors, asked: Vectors = asked) -> object:
+            scores = vectors @ asked[i]
+            return np.argpartition(scores, -10)[-10:]
+
+        bare(0), index.query(asked[0], 10)
+        reference = times(bare, queries)
+        show(f"exact search, k 10, {size} entries", times(lambda i: index.query(asked[i], 10), queries), reference)
+
+
+def forks(size: int, number: int) -> None:
+    """Forking a bank, and what the first write to a fork costs."""
+    embedder = CachedEmbedder(RandomVectors(), max_texts=2 * size)
+    bank = MemoryBank("b", embedder)
+    for i in range(0, size, 1000):
+        bank.apply([MemoryOp(Event.ADD, f"fact {j}") for j in range(i, min(i + 1000, size))])
+    bank.sync()
+    made: list[MemoryBank] = []
+    show(f"fork of {size} entries", times(lambda _: made.append(bank.fork()), number))
+    show("  first write to a fork", times(lambda i: made[i].apply([MemoryOp(Event.ADD, f"fork {i}")]), number))
+    show("  second write", times(lambda i: made[i].apply([MemoryOp(Event.ADD, f"again {i}")]), number))
+    show("  search in a fork", times(lambda i: made[i].search(f"fact {i}", 5), number))
+
+
+def recovery(folder: Path, sizes: Sequence[int]) -> None:
+    """Opening a bank by the length of its log."""
+    for size in sizes:
+        path = folder / f"recover-{size}.db"
+        plain = MemoryBank("b", CachedEmbedder(RandomVectors()))
+        for i in range(size):
+            plain.apply([MemoryOp(Event.ADD, f"fact {i}")])
+        with BankStore.open(path, RandomVectors()) as store:
+            store.adopt(plain)
+        start = time.perf_counter()
+        with BankStore.open(path, RandomVectors()) as store:
+            assert len(store.bank("b")) == size
+        seconds = time.perf_counter() - start
+        print(
+            f"open a bank of {size} decisions{'':<12} {seconds:9.3f} s   {seconds / size * 1e6:7.1f} us each",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Print the machine, then one table line after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the work, to see that it runs")
+    quick = parser.parse_args().quick
+    import os
+
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}, numpy {np.__version__}")
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        folder = Path(name)
+        durable_writes(folder, 20 if quick else 200)
+        search([1_000, 10_000] if quick else [1_000, 10_000, 100_000], 20 if quick else 100)
+        forks(1_000 if quick else 100_000, 16 if quick else 64)
+        recovery(folder, [1_000] if quick else [1_000, 10_000, 50_000])
+
+
+if __name__ == "__main__":
+    main()

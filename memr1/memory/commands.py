@@ -1,0 +1,259 @@
+"""`memr1 bank`: banks of a store from the command line, as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memr1.errors import MemR1Error
+
+if TYPE_CHECKING:
+    from memr1.memory.bank import MemoryBank
+    from memr1.memory.store import BankStore
+
+app = typer.Typer(help="Create, fill, search, check and move memory banks.", no_args_is_help=True)
+
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store", envvar="MEMR1_STORE", help="SQLite file, or URL such as postgresql+psycopg://user@host/database."
+    ),
+]
+EmbedderName = Annotated[
+    str, typer.Option("--embedder", envvar="MEMR1_EMBEDDER", help="minilm, hash, a folder or a hub id.")
+]
+Name = Annotated[str, typer.Argument(metavar="BANK", help="Name of the bank.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of a table.")]
+Turn = Annotated[str | None, typer.Option("--turn", help="Id of the turn or document that this comes from.")]
+
+_STORE, _EMBEDDER = "memory.db", "minilm"
+
+
+@contextmanager
+def _opened(store: str, embedder: str) -> Iterator[BankStore]:
+    from memr1.memory.embed import load_embedder
+    from memr1.memory.store import BankStore
+
+    with BankStore.open(store, load_embedder(embedder), owner="memr1 bank") as opened:
+        yield opened
+
+
+def _now() -> str:
+    from datetime import UTC, datetime
+
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str]) -> None:
+    """Rows as JSON lines, or the given columns of them as a table."""
+    if as_json:
+        for row in rows:
+            print(json.dumps(row, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns)
+    for row in rows:
+        table.add_row(*("" if row.get(c) is None else str(row[c]) for c in columns))
+    Console().print(table)
+
+
+def _entry(entry: Any, **more: Any) -> dict[str, Any]:
+    return {**more, **dataclasses.asdict(entry)}
+
+
+def _find(bank: MemoryBank, entry_id: str) -> list[Any]:
+    versions = bank.history(entry_id)
+    if not versions:
+        raise MemR1Error(f"bank {bank.bank_id!r} never gave out the id {entry_id!r}")
+    return versions
+
+
+@app.command("list")
+def list_banks(store: Store = _STORE, as_json: AsJson = False) -> None:
+    """List the banks of a store."""
+    with _opened(store, "hash") as opened:
+        _show([{"bank": name} for name in opened.names()], as_json, ("bank",))
+
+
+@app.command()
+def create(bank: Name, store: Store = _STORE) -> None:
+    """Make an empty bank, and the store where there is none."""
+    with _opened(store, "hash") as opened:
+        opened.create(bank)
+    print(f"{store}: bank {bank!r} is there")
+
+
+@app.command()
+def add(
+    bank: Name,
+    texts: Annotated[list[str], typer.Argument(help="What to remember; each text becomes an entry.")],
+    turn: Turn = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Idempotency key: adding again under the same key does nothing.")
+    ] = None,
+    store: Store = _STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Add entries, all or none. Exit code 1 when the bank rejects one."""
+    from memr1.memory.types import Event, MemoryOp, Provenance
+
+    with _opened(store, "hash") as opened:
+        results = opened.bank(bank).apply(
+            [MemoryOp(Event.ADD, text) for text in texts],
+            provenance=Provenance(turn_ids=(turn,) if turn else (), role="user"),
+            time=_now(),
+            idempotency_key=key,
+        )
+    rows = [{"ok": r.ok, "id": r.entry_id, "text": r.op.text, "reason": r.reason, "detail": r.detail} for r in results]
+    _show(rows, as_json, ("ok", "id", "text", "reason", "detail"))
+    if not all(r.ok for r in results):
+        raise typer.Exit(1)
+
+
+@app.command()
+def search(
+    bank: Name,
+    query: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", help="Most results.")] = 5,
+    filters: Annotated[
+        str | None, typer.Option("--filter", help="""JSON, for example '{"speaker": "Ann"}' (docs/memory.md).""")
+    ] = None,
+    store: Store = _STORE,
+    embedder: EmbedderName = _EMBEDDER,
+    as_json: AsJson = False,
+) -> None:
+    """Search what is live."""
+    try:
+        wanted = json.loads(filters) if filters is not None else None
+    except ValueError as error:
+        raise MemR1Error(f'--filter: not JSON ({error}); write \'{{"speaker": "Ann"}}\'') from error
+    with _opened(store, embedder) as opened:
+        hits = opened.bank(bank).search(query, k, filters=wanted)
+    rows = [_entry(h.entry, score=round(h.score, 4)) for h in hits]
+    _show(rows, as_json, ("score", "id", "text", "event_time"))
+
+
+@app.command()
+def history(
+    bank: Name,
+    entry_id: Annotated[str, typer.Argument(metavar="ENTRY", help="Id of an entry, such as m3.")],
+    store: Store = _STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Every version of an entry, oldest first."""
+    with _opened(store, "hash") as opened:
+        rows = [_entry(e) for e in _find(opened.bank(bank), entry_id)]
+    _show(rows, as_json, ("version", "status", "text", "updated_at"))
+
+
+@app.command()
+def log(
+    bank: Name,
+    last: Annotated[int, typer.Option("--last", help="Only the newest decisions; 0 for all.")] = 20,
+    store: Store = _STORE,
+    as_json: AsJson = False,
+) -> None:
+    """The decisions, one row for each operation."""
+    with _opened(store, "hash") as opened:
+        records = list(opened.bank(bank).log)[-last if last > 0 else 0 :]
+    if as_json:
+        _show([r.to_json() for r in records], True, ())
+        return
+    rows: list[dict[str, Any]] = []
+    for r in records:
+        said = {"seq": r.seq, "time": r.time, "actor": r.actor}
+        rows += [
+            {**said, "event": o.op.event, "id": o.entry_id or o.op.entry_id, "text": o.op.text, "rejected": o.reason}
+            for o in r.results
+        ]
+        rows += [
+            {**said, "event": "REVERT", "id": i, "text": f"to version {v}" if v else "deleted"} for i, v in r.reverts
+        ]
+    _show(rows, False, ("seq", "time", "actor", "event", "id", "text", "rejected"))
+
+
+@app.command()
+def verify(bank: Name, store: Store = _STORE, embedder: EmbedderName = _EMBEDDER) -> None:
+    """Compare log, entries and index; exit code 1 and the difference where they disagree."""
+    with _opened(store, embedder) as opened:
+        opened.verify(bank)
+    print(f"{bank}: log, entries and index agree")
+
+
+@app.command()
+def rebuild(bank: Name, store: Store = _STORE, embedder: EmbedderName = _EMBEDDER) -> None:
+    """Write entries and index anew from the log."""
+    with _opened(store, embedder) as opened:
+        opened.repair(bank)
+        opened.verify(bank)
+    print(f"{bank}: entries and index were made again from the log")
+
+
+@app.command()
+def rollback(
+    bank: Name,
+    seq: Annotated[int, typer.Argument(help="Number of a decision, see `log`; 0 is the empty bank.")],
+    store: Store = _STORE,
+) -> None:
+    """Give every entry the content it had after a decision. The log keeps what came later."""
+    with _opened(store, "hash") as opened:
+        changed = opened.bank(bank).rollback(seq, time=_now(), actor="user")
+    print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
+
+
+@app.command()
+def undo(
+    bank: Name,
+    turn: Annotated[str, typer.Argument(help="Id of the turn or document whose effects are to go.")],
+    store: Store = _STORE,
+) -> None:
+    """Undo what came from one source, where nothing has changed it since."""
+    with _opened(store, "hash") as opened:
+        changed = opened.bank(bank).undo(turn, time=_now(), actor="user")
+    print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
+
+
+@app.command("export")
+def export_bank(
+    bank: Name, path: Annotated[Path, typer.Argument(help="JSON-lines file to write.")], store: Store = _STORE
+) -> None:
+    """Write a bank with its whole history as JSON lines."""
+    with _opened(store, "hash") as opened:
+        opened.bank(bank).dump(path)
+    print(f"{path}: written")
+
+
+@app.command("import")
+def import_bank(
+    path: Annotated[Path, typer.Argument(help="File that `export` wrote.")],
+    bank: Annotated[str | None, typer.Option("--as", help="Name of the new bank; default the exported one's.")] = None,
+    store: Store = _STORE,
+) -> None:
+    """Make a bank of an exported file, history included."""
+    from memr1.memory.bank import MemoryBank
+
+    with _opened(store, "hash") as opened:
+        kept = opened.adopt(MemoryBank.load(path, opened.embedder), bank)
+    print(f"{store}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
+
+
+@app.command()
+def stats(bank: Name, store: Store = _STORE, as_json: AsJson = False) -> None:
+    """Counts of decisions, operations, rejections and entries."""
+    with _opened(store, "hash") as opened:
+        counts = dataclasses.asdict(opened.bank(bank).stats())
+    if as_json:
+        print(json.dumps(counts))
+        return
+    flat = {k: v for k, v in counts.items() if not isinstance(v, dict)}
+    for name in ("events", "rejected"):
+        flat |= {f"{name}: {k}": v for k, v in counts[name].items()}
+    _show([{"what": k, "count": v} for k, v in flat.items()], False, ("what", "count"))

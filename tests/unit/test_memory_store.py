@@ -1,0 +1,403 @@
+"""The durable store, over SQLite and over a real PostgreSQL server: what was acknowledged is there when it is opened again.
+
+Killed writers are in tests/e2e/test_store_crashes.py, the semantics of operations in test_memory_bank.py.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given, settings
+from sqlalchemy import event, text
+
+from memr1.errors import MemR1Error
+from memr1.memory import tables
+from memr1.memory.bank import MemoryBank
+from memr1.memory.embed import HashEmbedder
+from memr1.memory.state import BankRules
+from memr1.memory.store import BankStore
+from memr1.memory.types import Event, MemoryOp, Provenance
+from tests.unit.postgres_server import postgres
+from tests.unit.test_memory_machine import DECISIONS
+
+Open = Callable[..., BankStore]
+
+
+def add(content: str, **more: Any) -> MemoryOp:
+    return MemoryOp(Event.ADD, content, **more)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Where an empty store can be opened."""
+    if request.param == "sqlite":
+        yield str(tmp_path / "memory.db")
+        return
+    url = request.getfixturevalue("server")
+    yield url
+    from sqlalchemy import create_engine
+
+    engine = create_engine(url)
+    tables.metadata.drop_all(engine)
+    engine.dispose()
+
+
+@pytest.fixture
+def open_store(target: str) -> Iterator[Open]:
+    """Opens the target, as often as wanted; closes what is left open."""
+    opened: list[BankStore] = []
+
+    def make(**options: Any) -> BankStore:
+        opened.append(BankStore.open(target, HashEmbedder(64), **options))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+# -- what was acknowledged is there -----------------------------------------------------------------------------
+
+
+def test_everything_is_there_when_the_store_is_opened_again(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("alice", rules=BankRules(max_chars=99))
+    source = Provenance(turn_ids=("D1:3",), speaker="Alice", role="manager", weight_version=7)
+    bank.apply(
+        [add("Alice lives in Rome", metadata={"n": [1, {"é": None}]}), add('Alice \x00 \\ " ☃')], time="2024-03-01"
+    )
+    bank.apply([MemoryOp(Event.UPDATE, "Alice lives in Oslo", "m1")], provenance=source, event_time="2024-03-02")
+    bank.apply([MemoryOp(Event.DELETE, entry_id="m2"), MemoryOp(Event.UPDATE, "x", "m9")], on_reject="skip")
+    bank.apply([MemoryOp(Event.UPDATE, "lone \ud800", "m1")])
+    log, entries, stats = bank.log, bank.entries(), bank.stats()
+    history = bank.history("m1")
+    store.close()
+    again = open_store().bank("alice")
+    assert (again.log, again.entries(), again.stats(), again.history("m1")) == (log, entries, stats, history)
+    assert again.rules == BankRules(max_chars=99)
+    assert [h.entry.id for h in again.search("where does Alice live?", 1)] == ["m1"]
+    assert again.apply([add("Alice sings")])[0].entry_id == "m3"
+
+
+@settings(max_examples=25, deadline=None)
+@given(decisions=st.lists(st.tuples(DECISIONS, st.sampled_from(["abort", "skip"])), max_size=8))
+def test_a_stored_bank_is_a_bank_in_memory(tmp_path_factory: pytest.TempPathFactory, decisions: Any) -> None:
+    path = tmp_path_factory.mktemp("store") / "memory.db"
+    plain = MemoryBank("b", HashEmbedder(64))
+    with BankStore.open(path, HashEmbedder(64)) as store:
+        stored = store.create("b")
+        for ops, on_reject in decisions:
+            assert stored.apply(ops, on_reject=on_reject) == plain.apply(ops, on_reject=on_reject)
+        store.verify("b")
+    with BankStore.open(path, HashEmbedder(64)) as store:
+        store.verify("b")
+        assert store.bank("b").log == plain.log
+        assert store.bank("b").entries() == plain.entries()
+
+
+def test_log_and_state_are_written_together_or_not_at_all(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("one")])
+
+    def refuse(_c: Any, _cur: Any, statement: str, *_: Any) -> None:
+        if "memr1_entries" in statement and statement.startswith("INSERT"):
+            raise RuntimeError("the power went out")
+
+    event.listen(store._engine, "before_cursor_execute", refuse)
+    with pytest.raises(RuntimeError, match="power"):
+        bank.apply([add("two")])
+    event.remove(store._engine, "before_cursor_execute", refuse)
+    assert [e.text for e in bank.entries()] == ["one"] and bank.seq == 1
+    store.verify("b")
+    assert bank.apply([add("two")])[0].entry_id == "m2"
+    store.close()
+    assert [e.text for e in open_store().bank("b").entries()] == ["one", "two"]
+
+
+def test_a_decision_is_on_disk_before_it_can_be_seen(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    seen: list[tuple[int, int]] = []
+
+    def look(_c: Any, _cur: Any, statement: str, *_: Any) -> None:
+        if "memr1_records" in statement and statement.startswith("INSERT"):
+            seen.append((len(bank), bank.seq))
+
+    event.listen(store._engine, "after_cursor_execute", look)
+    bank.apply([add("one")])
+    assert seen == [(0, 0)] and bank.seq == 1
+
+
+def test_vectors_are_kept_and_nothing_is_embedded_twice(open_store: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("tea is hot"), add("ice is cold")])
+    hits = bank.search("hot tea", 2)
+    store.close()
+    embedded: list[str] = []
+    real = HashEmbedder.embed
+
+    def counted(self: HashEmbedder, texts: Any) -> Any:
+        embedded.extend(texts)
+        return real(self, texts)
+
+    monkeypatch.setattr(HashEmbedder, "embed", counted)
+    assert open_store().bank("b").search("hot tea", 2) == hits
+    assert embedded == []
+
+
+# -- once for each key ------------------------------------------------------------------------------------------
+
+
+def test_a_decision_with_a_key_is_made_once_also_across_a_restart(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    first = bank.apply([add("one"), add("two")], idempotency_key="k1")
+    assert bank.apply([add("one"), add("two")], idempotency_key="k1") == first and bank.seq == 1
+    store.close()
+    bank = open_store().bank("b")
+    assert bank.apply([add("one"), add("two")], idempotency_key="k1") == first and bank.seq == 1
+    assert bank.apply([add("three")], idempotency_key="k2")[0].entry_id == "m3"
+    with pytest.raises(MemR1Error, match="'k1' was used for other operations in decision 1"):
+        bank.apply([add("four")], idempotency_key="k1")
+    with pytest.raises(MemR1Error, match="1 to 255 characters"):
+        bank.apply([add("four")], idempotency_key="")
+
+
+def test_a_rejected_decision_keeps_its_key_too(open_store: Open) -> None:
+    bank = open_store().create("b")
+    ops = [MemoryOp(Event.DELETE, entry_id="m1")]
+    first = bank.apply(ops, idempotency_key="k")
+    bank.apply([add("one")])
+    assert bank.apply(ops, idempotency_key="k") == first and not first[0].ok
+    assert len(bank) == 1
+
+
+# -- one owner --------------------------------------------------------------------------------------------------
+
+
+def _try_to_own(target: str, answer: Any) -> None:
+    try:
+        BankStore.open(target, HashEmbedder(64)).close()
+        answer.put("opened")
+    except MemR1Error as error:
+        answer.put(str(error))
+
+
+def ask_from_another_process(target: str) -> str:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    process = context.Process(target=_try_to_own, args=(target, answer))
+    process.start()
+    said = answer.get(timeout=60)
+    process.join()
+    return str(said)
+
+
+def test_a_second_owner_is_refused_by_name_and_let_in_afterwards(open_store: Open, target: str) -> None:
+    import os
+
+    store = open_store(owner="the night shift")
+    said = ask_from_another_process(target)
+    assert f"belongs to the night shift (process {os.getpid()} on " in said
+    with pytest.raises(MemR1Error, match="the night shift"):  # nor twice in one process
+        open_store()
+    store.close()
+    assert ask_from_another_process(target) == "opened"
+
+
+def test_an_owner_that_was_superseded_cannot_write(open_store: Open, target: str) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("one")])
+    with store._engine.begin() as connection:  # what another owner does first, had it got past the lock
+        tables.write_setting(connection, "epoch", "99")
+        tables.write_setting(connection, "owner", json.dumps({"name": "B", "pid": 1, "host": "h", "since": "t"}))
+    with pytest.raises(
+        MemR1Error, match=r"B \(process 1 on h, since t\) took it over as owner 99; nothing was written"
+    ):
+        bank.apply([add("two")])
+    assert [e.text for e in bank.entries()] == ["one"]
+
+
+def test_a_bank_that_changed_behind_our_back_is_noticed_at_the_next_write(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("one")])
+    with store._engine.begin() as connection:
+        body = json.dumps({**next(iter(bank.log)).to_json(), "seq": 2})
+        connection.execute(tables.records.insert().values(bank_id="b", seq=2, body=body))
+    with pytest.raises(MemR1Error, match="has changed in the database since it was opened"):
+        bank.apply([add("two")])
+
+
+# -- threads ----------------------------------------------------------------------------------------------------
+
+
+def test_threads_lose_and_repeat_nothing(open_store: Open) -> None:
+    store = open_store()
+    banks = [store.create(name) for name in ("a", "b")]
+    failures: list[BaseException] = []
+
+    def work(thread: int) -> None:
+        try:
+            for n in range(15):
+                bank = banks[(thread + n) % 2]
+                bank.apply([add(f"thread {thread} says {n}")], idempotency_key=f"{thread}-{n}")
+                bank.apply([add(f"thread {thread} says {n}")], idempotency_key=f"{thread}-{n}")  # a retry
+                if n % 5 == 0:
+                    bank.search("what was said?", 2)
+                    store.verify(bank.bank_id)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join(timeout=120)
+    assert not failures and not any(t.is_alive() for t in threads)
+    said = [e.text for bank in banks for e in bank.entries()]
+    assert sorted(said) == sorted(f"thread {t} says {n}" for t in range(8) for n in range(15))
+    for bank in banks:
+        assert [r.seq for r in bank.log] == list(range(1, bank.seq + 1))
+        store.verify(bank.bank_id)
+
+
+# -- drift, damage and bad input --------------------------------------------------------------------------------
+
+
+def test_verify_finds_stored_entries_that_drifted_and_repair_mends_them(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("one"), add("two")])
+    with store._engine.begin() as connection:
+        connection.execute(text("DELETE FROM memr1_entries WHERE entry_id = 'm2'"))
+    with pytest.raises(MemR1Error, match=r"1 stored entries are not what the log says, the first is m2; call repair"):
+        store.verify("b")
+    store.repair("b")
+    store.verify("b")
+
+
+def test_a_damaged_record_is_named(open_store: Open, target: str) -> None:
+    store = open_store()
+    store.create("b").apply([add("one")])
+    with store._engine.begin() as connection:
+        connection.execute(text("UPDATE memr1_records SET body = REPLACE(body, '\"one\"', '1')"))
+    store.close()
+    with pytest.raises(MemR1Error, match="bank 'b': record 1:results.0.:op:text: expected a text"):
+        open_store().bank("b")
+
+
+def test_tables_of_a_newer_version_are_refused(open_store: Open) -> None:
+    store = open_store()
+    with store._engine.begin() as connection:
+        tables.write_setting(connection, "schema_version", "99")
+    store.close()
+    with pytest.raises(MemR1Error, match=r"schema version 99, this memr1 knows 1; update memr1"):
+        open_store()
+
+
+def test_banks_are_listed_dropped_and_never_made_twice(open_store: Open) -> None:
+    store = open_store()
+    store.create("b").apply([add("one")])
+    store.create("a")
+    assert store.names() == ["a", "b"] and store.bank("b") is store.bank("b")
+    with pytest.raises(MemR1Error, match="there is a bank 'b' already"):
+        store.create("b")
+    dropped = store.bank("b")
+    store.drop("b")
+    assert store.names() == ["a"]
+    for call in (lambda: store.bank("b"), lambda: store.drop("b")):
+        with pytest.raises(MemR1Error, match="there is no bank 'b'"):
+            call()
+    with pytest.raises(MemR1Error):
+        dropped.apply([add("two")])
+    assert store.create("b").apply([add("one")])[0].entry_id == "m1"
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 256, "\ud800", None])
+def test_bank_ids_that_no_database_keeps_are_refused(open_store: Open, name: Any) -> None:
+    with pytest.raises(MemR1Error, match="bank_id: expected a text of 1 to 255 characters"):
+        open_store().create(name)
+
+
+def test_a_closed_store_says_so_and_its_banks_can_still_be_read(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("one")])
+    store.close()
+    with pytest.raises(MemR1Error, match="the store is closed"):
+        bank.apply([add("two")])
+    assert [e.text for e in bank.entries()] == ["one"]
+
+
+def test_a_snapshot_cannot_rewrite_the_log_of_a_store(open_store: Open) -> None:
+    bank = open_store().create("b")
+    snapshot = bank.snapshot()
+    bank.apply([add("one")])
+    with pytest.raises(MemR1Error, match="whose log only grows"):
+        bank.restore(snapshot)
+    fork = bank.fork()
+    fork.apply([add("two")])  # a fork is nobody's record
+    assert len(bank) == 1 and len(fork) == 2
+
+
+def test_files_that_are_no_database_are_named_with_a_remedy(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    path.write_bytes(b"this is not a database" * 100)
+    with pytest.raises(MemR1Error, match=r"memory.db: .*not a database.*restore a backup"):
+        BankStore.open(path, HashEmbedder(64))
+    with pytest.raises(MemR1Error, match="there is no folder"):
+        BankStore.open(tmp_path / "nowhere" / "memory.db", HashEmbedder(64))
+
+
+def test_a_torn_database_is_refused_or_read_but_never_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    with BankStore.open(path, HashEmbedder(64)) as store:
+        bank = store.create("b")
+        for n in range(200):
+            bank.apply([add(f"fact {n}")])
+        facts = [e.text for e in bank.entries()]
+    whole = path.read_bytes()
+    for keep in (100, len(whole) // 3, len(whole) - 5000):
+        path.write_bytes(whole[:keep])
+        try:
+            with BankStore.open(path, HashEmbedder(64)) as store:
+                found = [e.text for e in store.bank("b").entries()]
+        except MemR1Error:
+            continue
+        assert found == facts[: len(found)]
+
+
+def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "memory.db"
+    with BankStore.open(path, HashEmbedder(64)) as store:
+        bank = store.create("b", rules=BankRules(max_chars=10**6))
+        bank.apply([add("one")])
+        with store._engine.connect() as connection:  # SQLite's own limit gives the same error as a full disk
+            pages = connection.execute(text("PRAGMA page_count")).scalar()
+            connection.execute(text(f"PRAGMA max_page_count={pages}"))
+        with pytest.raises(MemR1Error, match="disk is full, and nothing was written"):
+            bank.apply([add("x" * 500_000)])
+        assert [e.text for e in bank.entries()] == ["one"]
+        with store._engine.connect() as connection:
+            connection.execute(text("PRAGMA max_page_count=1000000"))
+        assert bank.apply([add("two")])[0].ok
+        store.verify("b")
+    assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
