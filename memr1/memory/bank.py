@@ -129,8 +129,8 @@ class MemoryBank:
         actor: who decides; default the provenance's role.
         idempotency_key: names this decision. When it was made before, its results are returned and nothing happens, so
             a caller that got no answer can ask again.
-        `MemR1Error`, with nothing applied and nothing logged, when an argument has the wrong type, when the key was used
-        for other operations, or when a bank of a store cannot write.
+        `MemR1Error`, with nothing applied and nothing logged, when an argument has the wrong type, when the key was
+        used for other operations, or when a bank of a store cannot write.
         """
         if on_reject not in ("abort", "skip"):
             raise MemR1Error(f"on_reject: expected 'abort' or 'skip', got {on_reject!r}")
@@ -144,8 +144,8 @@ class MemoryBank:
                 earlier = self._state.decided[idempotency_key]
                 if earlier.ops != tuple(checked):
                     raise MemR1Error(
-                        f"idempotency_key: {idempotency_key!r} was used for other operations in decision {earlier.seq}; "
-                        "give every decision a key of its own"
+                        f"idempotency_key: {idempotency_key!r} was used for other operations in decision "
+                        f"{earlier.seq}; give every decision a key of its own"
                     )
                 return list(earlier.results)
             draft = Draft(self._state, self.rules, provenance=provenance, time=time, event_time=event_time)
@@ -305,8 +305,8 @@ class MemoryBank:
     ) -> list[Hit]:
         """The k live entries that fit a query best, best first, ties in order of ADD.
 
-        by: `vector` is cosine similarity, `words` BM25 (entries that share no word are no hits), `hybrid` both, fused by
-            reciprocal rank; the score of a hit is the method's own.
+        by: `vector` is cosine similarity, `words` BM25 (entries that share no word are no hits), `hybrid` both, fused
+            by reciprocal rank; the score of a hit is the method's own.
         filters: see `memr1.memory.filters`. Fewer than k hits only when fewer entries are there.
         as_of: ISO 8601 time; searches what the bank held then, by the times that its decisions were given. A version
             without a time counts as there from the beginning.
@@ -411,8 +411,8 @@ class MemoryBank:
         snapshot or a fork to return to it. `MemR1Error` for a bank of a store, whose log only grows."""
         if self._journal is not None:
             raise MemR1Error(
-                f"bank {self.bank_id!r} belongs to a store, whose log only grows; restore the snapshot as a bank of its "
-                "own with MemoryBank.from_snapshot"
+                f"bank {self.bank_id!r} belongs to a store, whose log only grows; restore the snapshot as a bank of "
+                "its own with MemoryBank.from_snapshot"
             )
         with self._lock:
             self.rules = snapshot.rules

@@ -39,7 +39,7 @@ class FileOwner:
     """
 
     def __init__(self, path: Path, name: str | None = None) -> None:
-        """Take the lock of the store at `path`; `MemR1Error` names the holder when another process, or this one, has it."""
+        """Take the lock of the store at `path`; `MemR1Error` names its holder, another process or this one."""
         from filelock import FileLock, Timeout
 
         self._said = path.with_name(path.name + ".owner")

@@ -2,8 +2,8 @@
 
     python crash_store.py DATABASE random|FAILPOINT KILLS SEED
 
-Every round forks a writer. It acknowledges each decision over a pipe once `apply` has returned, until it is killed: at a
-random moment, or by itself at a named point of a transaction. Then the store is opened again and must hold every
+Every round forks a writer. It acknowledges each decision over a pipe once `apply` has returned, until it is killed: at
+a random moment, or by itself at a named point of a transaction. Then the store is opened again and must hold every
 acknowledged decision, in order, at most one more, and nothing torn. Prints one line with counts.
 """
 

@@ -1,4 +1,4 @@
-"""The durable store, over SQLite and over a real PostgreSQL server: what was acknowledged is there when it is opened again.
+"""The durable store, over SQLite and over a real PostgreSQL server: what was acknowledged is there later on.
 
 Killed writers are in tests/e2e/test_store_crashes.py, the semantics of operations in test_memory_bank.py.
 """
