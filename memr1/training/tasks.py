@@ -124,13 +124,26 @@ def _judges(
         bearing = [q for q in open_now if now in q.evidence]
     if not bearing:
         return ()
-    by_evidence = sorted(open_now, key=lambda q: len(q.evidence))  # few sources first: the answer hangs on this entry
+    held = [e.text for e in moment.bank.entries()]
     chosen: list[Question] = []
-    for turns in [{now}, *(set(e.provenance.turn_ids) for e in related)]:
-        if not any(turns & set(q.evidence) for q in chosen):
-            chosen += [q for q in by_evidence if turns & set(q.evidence)][:1]
+    news = ({now}, " ".join(moment.facts), held)
+    for turns, source, others in [
+        news,
+        *((set(e.provenance.turn_ids), e.text, [t for t in held if t != e.text] + list(moment.facts)) for e in related),
+    ]:
+        if any(turns & set(q.evidence) and _hangs_on(q, source, others) for q in chosen):
+            continue
+        about = [q for q in open_now if turns & set(q.evidence) and q not in chosen]
+        chosen += sorted(about, key=lambda q: (not _hangs_on(q, source, others), len(q.evidence)))[:1]
     chosen += [q for q in bearing if q not in chosen]
     return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in chosen[:number])
+
+
+def _hangs_on(question: Question, source: str, others: Sequence[str]) -> bool:
+    """Whether the answer stands in this text and in no other: then it cannot be guessed without it, as the date of a
+    session can be, or a person who is mentioned elsewhere."""
+    gold = str(question.answer).casefold()
+    return gold in source.casefold() and not any(gold in other.casefold() for other in others)
 
 
 def _decision_demonstration(moment: Moment, related: Sequence[MemoryEntry], world: World) -> TrainSequence | None:

@@ -153,13 +153,25 @@ def test_a_question_pays_the_turn_that_completes_its_evidence_then_come_those_on
             Question("q6", "Blank gold", " ", "none", evidence=("4",)),
         )
     )
-    assert judges(dialogue) == {
-        "1": ["Who lives in Oslo?"],
-        "3": ["Who keeps bees?", "Who lives in Oslo?"],
-        "4": ["Do both work?", "Who keeps bees?"],  # the first watches the entry on Oslo as well
-    }
-    assert judges(dialogue, "memory.manager_top_k=1")["3"] == ["Who keeps bees?", "Who lives in Oslo?"]
+    found = judges(dialogue)
+    assert found["1"] == ["Who lives in Oslo?"]
+    assert found["3"] == ["Who keeps bees?", "Who lives in Oslo?"]
+    assert found["4"][0] == "Do both work?" and set(found["4"][1:]) == {"Who keeps bees?", "Who lives in Oslo?"}
+    assert len(judges(dialogue, "memory.manager_top_k=1")["4"]) == 2
     assert judges(dialogue, "rollout.questions_per_decision=1")["3"] == ["Who keeps bees?"]
+
+
+def test_an_entry_is_watched_by_a_question_whose_answer_stands_nowhere_else() -> None:
+    dialogue = own(
+        (
+            Question("q1", "Who lives in Oslo?", "Ana", "one", evidence=("1",)),  # Ana is a nurse, too: to be guessed
+            Question("q2", "Where does Ana live?", "Oslo", "one", evidence=("1",)),
+            Question("q3", "Who keeps bees?", "Ben", "one", evidence=("3",)),
+            Question("q4", "What is Ana?", "nurse", "one", evidence=("4",)),
+        )
+    )
+    assert judges(dialogue)["4"][0] == "What is Ana?"
+    assert set(judges(dialogue)["4"][1:]) == {"Where does Ana live?", "Who keeps bees?"}
 
 
 def test_a_turn_that_no_question_bears_on_is_judged_by_none() -> None:
