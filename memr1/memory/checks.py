@@ -13,6 +13,7 @@ from typing import Any
 
 from memr1.errors import MemR1Error
 from memr1.memory.jsonl import plain_json
+from memr1.memory.state import is_unicode
 from memr1.memory.types import Event, MemoryOp, Provenance
 
 
@@ -57,8 +58,8 @@ def check_time(value: str | None, where: str) -> str | None:
 
 
 def check_key(key: str | None) -> None:
-    """`MemR1Error` unless an idempotency key is None or a text of 1 to 255 characters."""
-    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key):
+    """`MemR1Error` unless an idempotency key is None or a text of 1 to 255 characters that a database can keep."""
+    if key is not None and (not isinstance(key, str) or not 0 < len(key) <= 255 or "\0" in key or not is_unicode(key)):
         raise MemR1Error(f"idempotency_key: expected a text of 1 to 255 characters without NUL, got {key!r}")
 
 

@@ -71,7 +71,7 @@ class BankStore:
         `MemR1Error` when another process owns it, when it was written by a newer memr1, or when it cannot be read.
         """
         if isinstance(target, str) and "://" in target and not target.startswith("sqlite"):
-            engine = create_engine(target)
+            engine = create_engine(target, pool_pre_ping=True)
             where = engine.url.render_as_string(hide_password=True)
             lock: FileOwner | _ServerOwner = _ServerOwner(engine, where, owner)
         else:
@@ -224,7 +224,7 @@ class BankStore:
         return write
 
     def _still_owner(self, connection: Connection) -> None:
-        epoch = tables.read_setting(connection, "epoch")
+        epoch = tables.read_setting(connection, "epoch", hold=True)
         if epoch != str(self.epoch):
             said = describe(tables.read_setting(connection, "owner"))
             raise MemR1Error(

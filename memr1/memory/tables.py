@@ -107,9 +107,13 @@ def prepare(connection: Connection) -> None:
         write_setting(connection, "schema_version", str(SCHEMA_VERSION))
 
 
-def read_setting(connection: Connection, name: str) -> str:
-    """The value of a setting; empty where there is none."""
-    return connection.execute(select(settings.c.value).where(settings.c.name == name)).scalar() or ""
+def read_setting(connection: Connection, name: str, *, hold: bool = False) -> str:
+    """The value of a setting; empty where there is none.
+
+    hold: nobody may change it before this transaction ends (SQLite has one writer anyway).
+    """
+    query = select(settings.c.value).where(settings.c.name == name)
+    return connection.execute(query.with_for_update(read=True) if hold else query).scalar() or ""
 
 
 def write_setting(connection: Connection, name: str, value: str) -> None:
