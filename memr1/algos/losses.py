@@ -40,9 +40,9 @@ def grpo_loss(
 ) -> PolicyLoss:
     """Clipped surrogate with optional k3 KL (arXiv 1707.06347 eq. 7; arXiv 2402.03300 eq. 2 and 4).
 
-    All tensors are (num_tokens,), one value per completion token.
-    logprobs: under the weights being trained, with gradient. old_logprobs: under the weights at the start of the
-    optimizer step. rollout_logprobs: as sampled by the engine; with it, each token is weighted by the truncated
+    All tensors are (num_tokens,), one value per token.
+    logprobs: under the weights being trained, with gradient. old_logprobs: under the weights before the first optimizer
+    step on the batch. rollout_logprobs: as sampled by the engine; with it, each token is weighted by the truncated
     importance ratio min(exp(old - rollout), importance_cap), which corrects numerical drift of the engine.
     advantages: the scalar of the token's trajectory. weights: token weight already divided by the global denominator
     (0 for tokens that do not train), so that the returned loss is a plain weighted sum.

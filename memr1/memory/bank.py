@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from memr1.errors import MemR1Error
 from memr1.memory.bm25 import BM25Retriever
-from memr1.memory.checks import check_key, check_op, check_provenance, check_time
+from memr1.memory.checks import check_actor, check_key, check_op, check_provenance, check_time
 from memr1.memory.embed import CachedEmbedder, Embedder
 from memr1.memory.filters import Predicate, compile_filters, parse_moment
 from memr1.memory.fusion import fuse
@@ -37,7 +37,7 @@ class Journal(Protocol):
     def __call__(self, record: LogRecord, changes: Sequence[tuple[MemoryEntry | None, MemoryEntry]]) -> None:
         """Make the record durable, with the newest version before and after of each entry it changed.
 
-        When this raises, the bank stays as it was, and the decision was not made.
+        When this raises, the bank stays as it was.
         """
 
 
@@ -98,7 +98,8 @@ class MemoryBank:
         self.bank_id = bank_id
         self.rules = rules if rules is not None else BankRules()
         self.embedder = embedder if isinstance(embedder, CachedEmbedder) else CachedEmbedder(embedder)
-        self._journal = journal
+        self.journal = journal
+        """Where decisions are written before they take effect; None for a bank that lives in memory."""
         self._lock = threading.RLock()
         self._state = BankState()
         self._log = OpLog()
@@ -106,8 +107,8 @@ class MemoryBank:
         self._to_add: dict[str, str] = {}
         """Index key to text, for live versions that the index has not seen."""
         self._to_remove: set[str] = set()
-        self._words: tuple[int, tuple[MemoryEntry, ...], BM25Retriever] | None = None
-        """Live entries after a decision and BM25 over them: made when first asked for, and again after a change."""
+        self._words: tuple[tuple[MemoryEntry, ...], BM25Retriever] | None = None
+        """Live entries and BM25 over them: made when first asked for, and again after a change."""
         self._mark_all()
 
     def apply(
@@ -138,6 +139,7 @@ class MemoryBank:
         provenance = check_provenance(provenance)
         check_time(time, "time")
         check_time(event_time, "event_time")
+        check_actor(actor)
         check_key(idempotency_key)
         with self._lock:
             if idempotency_key is not None and idempotency_key in self._state.decided:
@@ -177,6 +179,8 @@ class MemoryBank:
         This is a decision of its own, logged like any other: nothing leaves the log, versions go on counting, and what
         was rolled back can be had again with another roll back.
         """
+        if not isinstance(seq, int) or isinstance(seq, bool):
+            raise MemR1Error(f"seq: expected the number of a decision, got {seq!r}")
         with self._lock:
             then = MemoryBank.replay(self._log.prefix(seq), self.embedder)._state
             wanted = []
@@ -198,9 +202,9 @@ class MemoryBank:
         with self._lock:
             wanted = []
             for entry_id, chain in self._state.versions.items():
-                version = len(chain)
+                version = _origin(chain, len(chain))
                 while version and turn_id in chain[version - 1].provenance.turn_ids:
-                    version -= 1
+                    version = _origin(chain, version - 1)
                 if version < len(chain) and not _same_content(chain[-1], chain[version - 1] if version else None):
                     wanted.append((entry_id, version))
             return self._revert(wanted, provenance, time, actor)
@@ -210,6 +214,7 @@ class MemoryBank:
     ) -> list[str]:
         provenance = check_provenance(provenance)
         check_time(time, "time")
+        check_actor(actor)
         if not wanted:
             return []
         draft = Draft(self._state, self.rules, provenance=provenance, time=time, event_time=None)
@@ -226,8 +231,8 @@ class MemoryBank:
         return [entry_id for entry_id, _ in wanted]
 
     def _decide(self, record: LogRecord, draft: Draft) -> None:
-        if self._journal is not None:
-            self._journal(record, draft.changes())  # on disk before anybody can see it
+        if self.journal is not None:
+            self.journal(record, draft.changes())  # on disk before anybody can see it
         self._log.append(record)
         self._settle(record, draft)
 
@@ -334,7 +339,7 @@ class MemoryBank:
             return []
         self.sync()
         allowed = None if matches is None else {self._key(e) for e in self._state.entries() if matches(e)}
-        vector = self.embedder.embed([query])[0]
+        vector = self.embedder.embed_query(query)
         while True:
             found = self._index.query(vector, k, allowed)
             entries = [self._resolve(key) for key, _ in found]
@@ -344,10 +349,10 @@ class MemoryBank:
             self._index.remove(stale)
 
     def _worded(self, query: str, k: int, matches: Predicate | None) -> list[Hit]:
-        if self._words is None or self._words[0] != self._log.seq:
+        if self._words is None:
             entries = tuple(self._state.entries())
-            self._words = (self._log.seq, entries, BM25Retriever([e.text for e in entries]))
-        _, entries, retriever = self._words
+            self._words = (entries, BM25Retriever([e.text for e in entries]))
+        entries, retriever = self._words
         return _by_words(query, k, entries, retriever, matches)
 
     def _search_then(self, query: str, k: int, matches: Predicate | None, by: str, as_of: str) -> list[Hit]:
@@ -358,7 +363,8 @@ class MemoryBank:
         vectors = self.embedder.embed([e.text for e in entries])
         deep = k if by == "vector" else max(k, FUSED)
         nearest = [
-            Hit(by_key[key], score) for key, score in best(list(by_key), vectors, self.embedder.embed([query])[0], deep)
+            Hit(by_key[key], score)
+            for key, score in best(list(by_key), vectors, self.embedder.embed_query(query), deep)
         ]
         if by == "vector":
             return nearest
@@ -409,7 +415,7 @@ class MemoryBank:
     def restore(self, snapshot: Snapshot) -> None:
         """Become what the snapshot says: entries, log, counts and rules. What came after it is gone here; keep a
         snapshot or a fork to return to it. `MemR1Error` for a bank of a store, whose log only grows."""
-        if self._journal is not None:
+        if self.journal is not None:
             raise MemR1Error(
                 f"bank {self.bank_id!r} belongs to a store, whose log only grows; restore the snapshot as a bank of "
                 "its own with MemoryBank.from_snapshot"
@@ -506,6 +512,7 @@ class MemoryBank:
     def _settle(self, record: LogRecord, draft: Draft) -> None:
         """Make the effects of a logged decision the state, and remember what the index has to learn."""
         if draft.added_versions:
+            self._words = None
             changes = draft.changes()
             self._state.commit(draft)
             for before, after in changes:
@@ -548,6 +555,17 @@ def _by_words(
 def _fused(rankings: Sequence[Sequence[Hit]], k: int) -> list[Hit]:
     entries = {hit.entry.id: hit.entry for ranking in rankings for hit in ranking}
     return [Hit(entries[name], score) for name, score in fuse([[h.entry.id for h in r] for r in rankings], k)]
+
+
+def _origin(chain: Sequence[MemoryEntry], version: int) -> int:
+    """The first version that said what this one says, from the same source: a roll back repeats an earlier one, and
+    what came before it is what came before that. 0 stays 0."""
+    if version == 0:
+        return 0
+    said = chain[version - 1]
+    return next(
+        e.version for e in chain[:version] if _same_content(said, e) and (e is said or e.provenance == said.provenance)
+    )
 
 
 def _same_content(a: MemoryEntry, b: MemoryEntry | None) -> bool:

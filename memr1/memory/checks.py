@@ -28,7 +28,23 @@ def check_op(op: MemoryOp, where: str) -> MemoryOp:
     _check(op.expected_version, f"{where}.expected_version", int, optional=True)
     _check(op.kind, f"{where}.kind", str)
     _check(op.metadata, f"{where}.metadata", dict)
+    if _depth(op.metadata) > DEEPEST_METADATA:
+        raise MemR1Error(f"{where}.metadata: more than {DEEPEST_METADATA} lists and objects inside one another")
     return dataclasses.replace(op, metadata=plain_json(op.metadata, f"{where}.metadata"))
+
+
+DEEPEST_METADATA = 16
+"""Levels of metadata; what nests without end can be written down but not always read again."""
+
+
+def _depth(value: Any) -> int:
+    """Lists and objects inside one another, counted without recursion and no further than needed."""
+    level, depth = [value], 0
+    while level and depth <= DEEPEST_METADATA:
+        inner = [v.values() if isinstance(v, dict) else v for v in level if isinstance(v, dict | list | tuple)]
+        level = [x for values in inner for x in values]
+        depth += bool(inner)
+    return depth
 
 
 def check_provenance(provenance: Provenance) -> Provenance:
@@ -44,6 +60,11 @@ def check_provenance(provenance: Provenance) -> Provenance:
         _check(getattr(provenance, name), f"provenance.{name}", str, optional=True)
     _check(provenance.weight_version, "provenance.weight_version", int, optional=True)
     return dataclasses.replace(provenance, turn_ids=turn_ids)
+
+
+def check_actor(actor: str | None) -> None:
+    """`MemR1Error` unless an actor is None or a text."""
+    _check(actor, "actor", str, optional=True)
 
 
 def check_time(value: str | None, where: str) -> str | None:

@@ -36,11 +36,12 @@ _STORE, _EMBEDDER = "memory.db", "minilm"
 
 
 @contextmanager
-def _opened(store: str, embedder: str) -> Iterator[BankStore]:
+def _opened(store: str, embedder: str = "hash", *, create: bool = False) -> Iterator[BankStore]:
+    # only searching and rebuilding need vectors; `hash` loads no model
     from memr1.memory.embed import load_embedder
     from memr1.memory.store import BankStore
 
-    with BankStore.open(store, load_embedder(embedder), owner="memr1 bank") as opened:
+    with BankStore.open(store, load_embedder(embedder), owner="memr1 bank", create=create) as opened:
         yield opened
 
 
@@ -54,7 +55,7 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str])
     """Rows as JSON lines, or the given columns of them as a table."""
     if as_json:
         for row in rows:
-            print(json.dumps(row, ensure_ascii=False))
+            print(json.dumps(row))
         return
     from rich.console import Console
     from rich.table import Table
@@ -62,7 +63,8 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool, columns: Sequence[str])
     table = Table(*columns)
     for row in rows:
         table.add_row(*("" if row.get(c) is None else str(row[c]) for c in columns))
-    Console().print(table)
+    # what is remembered may hold brackets and colons: it is shown, not obeyed
+    Console(markup=False, emoji=False, highlight=False).print(table)
 
 
 def _entry(entry: Any, **more: Any) -> dict[str, Any]:
@@ -79,16 +81,16 @@ def _find(bank: MemoryBank, entry_id: str) -> list[Any]:
 @app.command("list")
 def list_banks(store: Store = _STORE, as_json: AsJson = False) -> None:
     """List the banks of a store."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         _show([{"bank": name} for name in opened.names()], as_json, ("bank",))
 
 
 @app.command()
 def create(bank: Name, store: Store = _STORE) -> None:
     """Make an empty bank, and the store where there is none."""
-    with _opened(store, "hash") as opened:
+    with _opened(store, create=True) as opened:
         opened.create(bank)
-    print(f"{store}: bank {bank!r} is there")
+        print(f"{opened.where}: bank {bank!r} is there")
 
 
 @app.command()
@@ -105,7 +107,7 @@ def add(
     """Add entries, all or none. Exit code 1 when the bank rejects one."""
     from memr1.memory.types import Event, MemoryOp, Provenance
 
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         results = opened.bank(bank).apply(
             [MemoryOp(Event.ADD, text) for text in texts],
             provenance=Provenance(turn_ids=(turn,) if turn else (), role="user"),
@@ -149,7 +151,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """Every version of an entry, oldest first."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         rows = [_entry(e) for e in _find(opened.bank(bank), entry_id)]
     _show(rows, as_json, ("version", "status", "text", "updated_at"))
 
@@ -162,7 +164,7 @@ def log(
     as_json: AsJson = False,
 ) -> None:
     """The decisions, one row for each operation."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         records = list(opened.bank(bank).log)[-last if last > 0 else 0 :]
     if as_json:
         _show([r.to_json() for r in records], True, ())
@@ -181,20 +183,20 @@ def log(
 
 
 @app.command()
-def verify(bank: Name, store: Store = _STORE, embedder: EmbedderName = _EMBEDDER) -> None:
-    """Compare log, entries and index; exit code 1 and the difference where they disagree."""
-    with _opened(store, embedder) as opened:
+def verify(bank: Name, store: Store = _STORE) -> None:
+    """Replay the log and compare it with the stored entries; an error names the first that differs."""
+    with _opened(store) as opened:
         opened.verify(bank)
-    print(f"{bank}: log, entries and index agree")
+    print(f"{bank}: log and entries agree")
 
 
 @app.command()
 def rebuild(bank: Name, store: Store = _STORE, embedder: EmbedderName = _EMBEDDER) -> None:
-    """Write entries and index anew from the log."""
+    """Make entries, vectors and index again from the log."""
     with _opened(store, embedder) as opened:
         opened.repair(bank)
         opened.verify(bank)
-    print(f"{bank}: entries and index were made again from the log")
+    print(f"{bank}: entries, vectors and index were made again from the log")
 
 
 @app.command()
@@ -204,7 +206,7 @@ def rollback(
     store: Store = _STORE,
 ) -> None:
     """Give every entry the content it had after a decision. The log keeps what came later."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         changed = opened.bank(bank).rollback(seq, time=_now(), actor="user")
     print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
 
@@ -216,7 +218,7 @@ def undo(
     store: Store = _STORE,
 ) -> None:
     """Undo what came from one source, where nothing has changed it since."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         changed = opened.bank(bank).undo(turn, time=_now(), actor="user")
     print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
 
@@ -226,7 +228,7 @@ def export_bank(
     bank: Name, path: Annotated[Path, typer.Argument(help="JSON-lines file to write.")], store: Store = _STORE
 ) -> None:
     """Write a bank with its whole history as JSON lines."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         opened.bank(bank).dump(path)
     print(f"{path}: written")
 
@@ -240,15 +242,15 @@ def import_bank(
     """Make a bank of an exported file, history included."""
     from memr1.memory.bank import MemoryBank
 
-    with _opened(store, "hash") as opened:
+    with _opened(store, create=True) as opened:
         kept = opened.adopt(MemoryBank.load(path, opened.embedder), bank)
-    print(f"{store}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
+        print(f"{opened.where}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
 
 
 @app.command()
 def stats(bank: Name, store: Store = _STORE, as_json: AsJson = False) -> None:
     """Counts of decisions, operations, rejections and entries."""
-    with _opened(store, "hash") as opened:
+    with _opened(store) as opened:
         counts = dataclasses.asdict(opened.bank(bank).stats())
     if as_json:
         print(json.dumps(counts))

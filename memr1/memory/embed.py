@@ -166,6 +166,24 @@ class CachedEmbedder:
             return np.zeros((0, self.dim), np.float32)
         return np.stack([found[text] for text in texts])
 
+    def embed_query(self, text: str) -> Vectors:
+        """(dim,) of a text that is searched for. An inner embedder that has an `embed_query` is asked by that."""
+        found = self._look([text])
+        if text in found:
+            with self._table:
+                self.hits += 1
+            return found[text]
+        special = getattr(self.inner, "embed_query", None)
+        if special is None:
+            return self.embed([text])[0]
+        self.misses += 1
+        return self._store([text], special(text)[None])[text]
+
+    def forget(self) -> None:
+        """Remember nothing, as if new."""
+        with self._table:
+            self._vectors.clear()
+
     def _look(self, texts: Any) -> dict[str, Vectors]:
         with self._table:
             found = {text: self._vectors[text] for text in texts if text in self._vectors}

@@ -43,7 +43,8 @@ class FileOwner:
         from filelock import FileLock, Timeout
 
         self._said = path.with_name(path.name + ".owner")
-        self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0)
+        # not of a thread: whoever closes the store gives the lock back
+        self._lock = FileLock(path.with_name(path.name + ".lock"), timeout=0, thread_local=False)
         try:
             self._lock.acquire()
         except Timeout as error:
@@ -53,7 +54,13 @@ class FileOwner:
         except OSError as error:
             raise MemR1Error(f"{path}: the lock file cannot be written ({error}); choose a writable folder") from error
         self.holder = holder(name)
-        self._said.write_text(json.dumps(self.holder))
+        try:
+            self._said.write_text(json.dumps(self.holder))
+        except OSError as error:
+            self._lock.release()
+            raise MemR1Error(
+                f"{self._said}: cannot be written ({error}); free space, or choose another folder"
+            ) from error
 
     def _who(self) -> str:
         try:

@@ -44,6 +44,17 @@ class BankRules:
     kinds: tuple[str, ...] = ("text",)
     """Kinds of payload that may be added."""
 
+    def __post_init__(self) -> None:
+        numbers = [
+            ("max_chars", self.max_chars),
+            ("max_entries", self.max_entries if self.max_entries is not None else 1),
+        ]
+        for name, value in numbers:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise MemR1Error(f"rules.{name}: expected a whole number of at least 1, got {value!r}")
+        if isinstance(self.kinds, str) or not all(isinstance(kind, str) for kind in self.kinds):
+            raise MemR1Error(f"rules.kinds: expected several texts, got {self.kinds!r}")
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives the rules back."""
         return {"max_chars": self.max_chars, "max_entries": self.max_entries, "kinds": list(self.kinds)}
@@ -204,8 +215,8 @@ class Draft:
     def revert(self, wanted: Sequence[tuple[str, int]]) -> None:
         """Give entries the content of earlier versions back, as new versions; version 0, or a tombstone, deletes.
 
-        `MemR1Error`, with nothing drafted, for an entry or version that is not there, or when another live entry has
-        taken the content meanwhile.
+        They keep the provenance of the content. `MemR1Error`, and the draft is of no use, for an entry or version that
+        is not there, when another live entry has taken the content meanwhile, or when the bank would be too full.
         """
         plan: list[tuple[MemoryEntry, MemoryEntry | None]] = []
         for entry_id, version in wanted:
@@ -228,9 +239,12 @@ class Draft:
                 version=newest.version + 1,
                 status="live" if target is not None else "deleted",
                 updated_at=self._time,
-                provenance=self._provenance,
+                provenance=target.provenance if target is not None else self._provenance,
             )
             self.added_versions[newest.id] = [again]
+        alive = self._alive + sum((t is not None) - (n.status == "live") for n, t in plan)
+        if self._rules is not None and self._rules.max_entries is not None and alive > self._rules.max_entries:
+            raise MemR1Error(f"the bank would hold {alive} live entries, and {self._rules.max_entries} are its limit")
 
     def changes(self) -> list[tuple[MemoryEntry | None, MemoryEntry]]:
         """(newest version before, newest after) of each entry that changed."""

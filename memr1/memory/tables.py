@@ -10,8 +10,6 @@ from sqlalchemy import (
     Column,
     Connection,
     ForeignKeyConstraint,
-    Index,
-    Integer,
     LargeBinary,
     MetaData,
     String,
@@ -43,9 +41,10 @@ banks = Table(
     "memr1_banks",
     metadata,
     Column("bank_id", String(255), primary_key=True),
+    Column("incarnation", String(32), nullable=False),
     Column("rules", Text, nullable=False),
-    Column("embedder", Text, nullable=False),
 )
+"""`incarnation` tells a bank from an earlier one of its name, which somebody may still hold."""
 
 records = Table(
     "memr1_records",
@@ -64,11 +63,8 @@ entries = Table(
     metadata,
     Column("bank_id", String(255), primary_key=True),
     Column("entry_id", String(64), primary_key=True),
-    Column("version", Integer, nullable=False),
-    Column("status", String(16), nullable=False),
     Column("body", Text, nullable=False),
     ForeignKeyConstraint(["bank_id"], ["memr1_banks.bank_id"], ondelete="CASCADE"),
-    Index("memr1_entries_status", "bank_id", "status"),
 )
 """The newest version of every entry, tombstones included, written in the transaction of the record that made it."""
 
@@ -94,7 +90,7 @@ def prepare(connection: Connection) -> None:
             [{"name": "schema_version", "value": str(SCHEMA_VERSION)}, {"name": "epoch", "value": "0"}],
         )
         return
-    found = int(read_setting(connection, "schema_version"))
+    found = read_number(connection, "schema_version")
     if found > SCHEMA_VERSION:
         raise MemR1Error(
             f"{connection.engine.url!r}: the tables have schema version {found}, this memr1 knows {SCHEMA_VERSION}; "
@@ -114,6 +110,16 @@ def read_setting(connection: Connection, name: str, *, hold: bool = False) -> st
     """
     query = select(settings.c.value).where(settings.c.name == name)
     return connection.execute(query.with_for_update(read=True) if hold else query).scalar() or ""
+
+
+def read_number(connection: Connection, name: str, *, hold: bool = False) -> int:
+    """A setting that is a number; `MemR1Error` when it is not."""
+    value = read_setting(connection, name, hold=hold)
+    if not value.isdecimal():
+        raise MemR1Error(
+            f"{connection.engine.url!r}: the setting {name} is {value!r} and no number; restore a backup, or an export"
+        )
+    return int(value)
 
 
 def write_setting(connection: Connection, name: str, value: str) -> None:

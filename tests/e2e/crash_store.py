@@ -69,9 +69,9 @@ def arm(store: BankStore, point: str, at: int) -> None:
                 connection.connection.dbapi_connection.commit()
                 die()
 
-    event.listen(store._engine, "before_cursor_execute", before)
-    event.listen(store._engine, "after_cursor_execute", after)
-    event.listen(store._engine, "commit", commit)
+    event.listen(store._database.engine, "before_cursor_execute", before)
+    event.listen(store._database.engine, "after_cursor_execute", after)
+    event.listen(store._database.engine, "commit", commit)
 
 
 def write_until_killed(path: str, pipe: int, seed: int, prepare: Callable[[BankStore], None]) -> None:
@@ -99,12 +99,16 @@ def round_(path: str, mode: str, seed: int) -> int:
         finally:
             os._exit(1)  # an exception: the parent sees that it was no SIGKILL
     os.close(write)
-    if mode == "random":
-        time.sleep(rng.uniform(0.005, 0.12))
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
     with os.fdopen(read, "rb") as pipe:
-        acknowledged = [int(line) for line in pipe.read().split()]
+        lines = []
+        if mode == "random":
+            # soon after the start, where the store is made or opened, or some decisions later
+            for _ in range(rng.randint(0, 8)):
+                lines.append(pipe.readline())
+            time.sleep(rng.uniform(0, 0.004 if lines else 0.1))
+            os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        acknowledged = [int(line) for line in b"".join([*lines, pipe.read()]).split()]
     assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"the writer failed: {status}"
     return acknowledged[-1] if acknowledged else 0
 

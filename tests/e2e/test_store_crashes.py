@@ -27,8 +27,8 @@ def crash(tmp_path: Path, mode: str, kills: int, seed: int) -> dict[str, int]:
 
 def test_writers_killed_at_random_moments(tmp_path: Path) -> None:
     counts = crash(tmp_path, "random", 130, seed=1)
-    assert counts["writers_that_acknowledged"] > 60  # otherwise the moments were too early to show anything
-    assert counts["decisions"] > 200
+    assert counts["writers_that_acknowledged"] > 90  # the others were killed while they opened the store
+    assert counts["decisions"] > 300
 
 
 @pytest.mark.parametrize("point", FAILPOINTS)

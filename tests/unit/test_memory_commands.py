@@ -45,6 +45,12 @@ def test_what_is_added_is_found_with_its_source(bank: Any) -> None:
     assert rows(bank("list", "--json")) == [{"bank": "ann"}]
 
 
+def test_brackets_in_memories_are_shown_and_not_obeyed(bank: Any) -> None:
+    bank("add", "ann", "see [/etc] and [draft] :smile:")
+    for shown in (bank("search", "ann", "see"), bank("log", "ann"), bank("history", "ann", "m1")):
+        assert "see [/etc] and [draft] :smile:" in shown
+
+
 def test_a_rejected_add_tells_why_and_fails(bank: Any) -> None:
     bank("add", "ann", "Ann lives in Rome")
     (row,) = rows(bank("add", "ann", "ann  lives in ROME", "--json", fails=True))
@@ -100,3 +106,9 @@ def test_a_bank_moves_with_its_whole_history(bank: Any, tmp_path: Path) -> None:
 def test_mistakes_are_named(bank: Any, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(MemR1Error, match=message):
         bank(*arguments)
+
+
+def test_a_mistyped_path_makes_no_store(bank: Any, tmp_path: Path) -> None:
+    with pytest.raises(MemR1Error, match="there is no store; check the path"):
+        bank("list", "--store", str(tmp_path / "memroy.db"))
+    assert not (tmp_path / "memroy.db").exists()

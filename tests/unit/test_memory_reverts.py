@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank
 from memr1.memory.embed import HashEmbedder
+from memr1.memory.state import BankRules
 from memr1.memory.types import Event, MemoryOp, Provenance
 from tests.unit.test_memory_machine import DECISIONS, EMBEDDER
 
@@ -78,6 +79,26 @@ def test_undo_leaves_what_others_have_changed_since(bank: MemoryBank) -> None:
     assert says(bank) == {"m1": "ann lives in bonn"}
     assert bank.undo("t4") == ["m1"]
     assert says(bank) == {"m1": "ann lives in oslo"}
+
+
+def test_what_was_rolled_back_keeps_its_source_and_can_be_undone(bank: MemoryBank) -> None:
+    bank = MemoryBank("b", HashEmbedder(64))
+    bank.apply([MemoryOp(Event.ADD, "ann lives in rome")], provenance=turn("t1"))
+    bank.apply([MemoryOp(Event.UPDATE, "ann lives in oslo", "m1")], provenance=turn("t2"))
+    bank.rollback(1)
+    assert [h.entry.text for h in bank.search("ann", 1, filters={"turn_id": "t1"})] == ["ann lives in rome"]
+    assert bank.undo("t1") == ["m1"] and says(bank) == {}
+    bank.verify()
+
+
+def test_undo_does_not_overfill_a_bank() -> None:
+    bank = MemoryBank("b", HashEmbedder(64), rules=BankRules(max_entries=2))
+    bank.apply([MemoryOp(Event.ADD, "one"), MemoryOp(Event.ADD, "two")])
+    bank.apply([MemoryOp(Event.DELETE, entry_id="m1")], provenance=turn("t3"))
+    bank.apply([MemoryOp(Event.ADD, "three")])
+    with pytest.raises(MemR1Error, match="the bank would hold 3 live entries, and 2 are its limit"):
+        bank.undo("t3")
+    assert says(bank) == {"m2": "two", "m3": "three"}
 
 
 def test_undo_is_refused_whole_when_another_entry_took_the_content(bank: MemoryBank) -> None:

@@ -82,11 +82,11 @@ def test_everything_is_there_when_the_store_is_opened_again(open_store: Open) ->
     )
     bank.apply([MemoryOp(Event.UPDATE, "Alice lives in Oslo", "m1")], provenance=source, event_time="2024-03-02")
     bank.apply([MemoryOp(Event.DELETE, entry_id="m2"), MemoryOp(Event.UPDATE, "x", "m9")], on_reject="skip")
-    bank.apply([MemoryOp(Event.UPDATE, "lone \ud800", "m1")])
+    bank.apply([MemoryOp(Event.UPDATE, "lone \ud800", "m1")])  # rejected, and on record
     log, entries, stats = bank.log, bank.entries(), bank.stats()
     history = bank.history("m1")
     store.close()
-    again = open_store().bank("alice")
+    again = open_store(create=False).bank("alice")
     assert (again.log, again.entries(), again.stats(), again.history("m1")) == (log, entries, stats, history)
     assert again.rules == BankRules(max_chars=99)
     assert [h.entry.id for h in again.search("where does Alice live?", 1)] == ["m1"]
@@ -118,10 +118,10 @@ def test_log_and_state_are_written_together_or_not_at_all(open_store: Open) -> N
         if "memr1_entries" in statement and statement.startswith("INSERT"):
             raise RuntimeError("the power went out")
 
-    event.listen(store._engine, "before_cursor_execute", refuse)
+    event.listen(store._database.engine, "before_cursor_execute", refuse)
     with pytest.raises(RuntimeError, match="power"):
         bank.apply([add("two")])
-    event.remove(store._engine, "before_cursor_execute", refuse)
+    event.remove(store._database.engine, "before_cursor_execute", refuse)
     assert [e.text for e in bank.entries()] == ["one"] and bank.seq == 1
     store.verify("b")
     assert bank.apply([add("two")])[0].entry_id == "m2"
@@ -138,7 +138,7 @@ def test_a_decision_is_on_disk_before_it_can_be_seen(open_store: Open) -> None:
         if "memr1_records" in statement and statement.startswith("INSERT"):
             seen.append((len(bank), bank.seq))
 
-    event.listen(store._engine, "after_cursor_execute", look)
+    event.listen(store._database.engine, "after_cursor_execute", look)
     bank.apply([add("one")])
     assert seen == [(0, 0)] and bank.seq == 1
 
@@ -159,6 +159,51 @@ def test_vectors_are_kept_and_nothing_is_embedded_twice(open_store: Open, monkey
     monkeypatch.setattr(HashEmbedder, "embed", counted)
     assert open_store().bank("b").search("hot tea", 2) == hits
     assert embedded == []
+
+
+def test_only_entries_leave_vectors_behind_and_damaged_ones_are_made_again(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("tea is hot"), add("ice is cold")])
+    hits = bank.search("hot tea", 2)
+    with store._database.engine.begin() as connection:
+        assert connection.execute(text("SELECT COUNT(*) FROM memr1_vectors")).scalar() == 2
+        nan = b"\x00\x00\xc0\x7f" * 64
+        connection.execute(tables.vectors.update().values(vector=nan))
+    store.close()
+    assert open_store().bank("b").search("hot tea", 2) == hits
+
+
+def test_a_closed_store_s_bank_can_still_be_searched(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("tea is hot"), add("ice is cold")])
+    store.close()
+    assert [h.entry.id for h in bank.search("hot tea", 1)] == ["m1"]
+
+
+@pytest.mark.parametrize(
+    ("ops", "options", "message"),
+    [
+        ([MemoryOp(Event.NOOP)], {"actor": 7}, "actor: expected str"),
+        ([add("\ud83d\ude00")], {}, "cannot be written down as it is"),
+        ([add("x", metadata={"a": [[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]})], {}, "more than 16 lists and objects"),
+        ([add("x")], {"idempotency_key": "\ud83d"}, "1 to 255 characters"),
+    ],
+)
+def test_what_could_not_be_read_back_is_refused(open_store: Open, ops: Any, options: Any, message: str) -> None:
+    store = open_store()
+    bank = store.create("b")
+    with pytest.raises(MemR1Error, match=message):
+        bank.apply(ops, **options)
+    assert bank.seq == 0 and bank.apply([add("one")])[0].ok
+    store.verify("b")
+
+
+@pytest.mark.parametrize("rules", [{"max_chars": 4096.0}, {"max_entries": 0}, {"kinds": "text"}])
+def test_rules_of_the_wrong_type_are_refused(rules: Any) -> None:
+    with pytest.raises(MemR1Error, match=f"rules.{next(iter(rules))}"):
+        BankRules(**rules)
 
 
 # -- once for each key ------------------------------------------------------------------------------------------
@@ -225,7 +270,7 @@ def test_an_owner_that_was_superseded_cannot_write(open_store: Open, target: str
     store = open_store()
     bank = store.create("b")
     bank.apply([add("one")])
-    with store._engine.begin() as connection:  # what another owner does first, had it got past the lock
+    with store._database.engine.begin() as connection:  # what another owner does first, had it got past the lock
         tables.write_setting(connection, "epoch", "99")
         tables.write_setting(connection, "owner", json.dumps({"name": "B", "pid": 1, "host": "h", "since": "t"}))
     with pytest.raises(
@@ -239,11 +284,53 @@ def test_a_bank_that_changed_behind_our_back_is_noticed_at_the_next_write(open_s
     store = open_store()
     bank = store.create("b")
     bank.apply([add("one")])
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         body = json.dumps({**next(iter(bank.log)).to_json(), "seq": 2})
         connection.execute(tables.records.insert().values(bank_id="b", seq=2, body=body))
     with pytest.raises(MemR1Error, match="has changed in the database since it was opened"):
         bank.apply([add("two")])
+
+
+@pytest.mark.parametrize("call", ["create", "drop", "repair", "adopt"])
+def test_no_call_writes_for_an_owner_that_was_superseded(open_store: Open, call: str) -> None:
+    store = open_store()
+    store.create("b").apply([add("one")])
+    with store._database.engine.begin() as connection:
+        tables.write_setting(connection, "epoch", "99")
+    plain = MemoryBank("c", HashEmbedder(64))
+    calls = {
+        "create": lambda: store.create("c"),
+        "drop": lambda: store.drop("b"),
+        "repair": lambda: store.repair("b"),
+        "adopt": lambda: store.adopt(plain),
+    }
+    with pytest.raises(MemR1Error, match="took it over as owner 99; nothing was written"):
+        calls[call]()
+    assert store.names() == ["b"]
+
+
+def test_whoever_closes_the_store_gives_up_its_lock(open_store: Open) -> None:
+    store = open_store()
+    thread = threading.Thread(target=store.close)
+    thread.start()
+    thread.join()
+    open_store().close()
+
+
+def test_a_forked_process_is_not_the_owner(tmp_path: Path) -> None:
+    import os
+
+    with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
+        bank = store.create("b")
+        child = os.fork()
+        if child == 0:
+            try:
+                bank.apply([add("from the child")])
+            except MemR1Error as error:
+                os._exit(7 if "was forked from the owner" in str(error) else 8)
+            os._exit(9)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert bank.apply([add("one")])[0].entry_id == "m1"
 
 
 # -- threads ----------------------------------------------------------------------------------------------------
@@ -286,7 +373,7 @@ def test_verify_finds_stored_entries_that_drifted_and_repair_mends_them(open_sto
     store = open_store()
     bank = store.create("b")
     bank.apply([add("one"), add("two")])
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         connection.execute(text("DELETE FROM memr1_entries WHERE entry_id = 'm2'"))
     with pytest.raises(MemR1Error, match=r"1 stored entries are not what the log says, the first is m2; call repair"):
         store.verify("b")
@@ -297,7 +384,7 @@ def test_verify_finds_stored_entries_that_drifted_and_repair_mends_them(open_sto
 def test_a_damaged_record_is_named(open_store: Open, target: str) -> None:
     store = open_store()
     store.create("b").apply([add("one")])
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         connection.execute(text("UPDATE memr1_records SET body = REPLACE(body, '\"one\"', '1')"))
     store.close()
     with pytest.raises(MemR1Error, match="bank 'b': record 1:results.0.:op:text: expected a text"):
@@ -306,7 +393,7 @@ def test_a_damaged_record_is_named(open_store: Open, target: str) -> None:
 
 def test_tables_of_a_newer_version_are_refused(open_store: Open) -> None:
     store = open_store()
-    with store._engine.begin() as connection:
+    with store._database.engine.begin() as connection:
         tables.write_setting(connection, "schema_version", "99")
     store.close()
     with pytest.raises(MemR1Error, match=r"schema version 99, this memr1 knows 1; update memr1"):
@@ -328,13 +415,27 @@ def test_banks_are_listed_dropped_and_never_made_twice(open_store: Open) -> None
             call()
     with pytest.raises(MemR1Error):
         dropped.apply([add("two")])
-    assert store.create("b").apply([add("one")])[0].entry_id == "m1"
+    new = store.create("b")
+    assert new.apply([add("one")])[0].entry_id == "m1"
+    with pytest.raises(MemR1Error, match="changed or dropped in the database since it was opened"):
+        dropped.apply([add("two")])  # another bank of its name is none of its business
+    assert store.bank("b") is new and new.apply([add("two")])[0].entry_id == "m2"
+    store.verify("b")
+
+
+def test_a_bank_is_made_whole_or_not_at_all(open_store: Open) -> None:
+    store = open_store()
+    with pytest.raises(MemR1Error, match="index: 'exat' is not known"):
+        store.create("b", index="exat")
+    assert store.names() == [] and store.create("b").bank_id == "b"
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 256, "\ud800", None])
 def test_bank_ids_that_no_database_keeps_are_refused(open_store: Open, name: Any) -> None:
-    with pytest.raises(MemR1Error, match="bank_id: expected a text of 1 to 255 characters"):
-        open_store().create(name)
+    store = open_store()
+    for call in (store.create, store.bank, store.drop):
+        with pytest.raises(MemR1Error, match="bank_id: expected a text of 1 to 255 characters"):
+            call(name)
 
 
 def test_a_closed_store_says_so_and_its_banks_can_still_be_read(open_store: Open) -> None:
@@ -363,26 +464,44 @@ def test_files_that_are_no_database_are_named_with_a_remedy(tmp_path: Path) -> N
     path.write_bytes(b"this is not a database" * 100)
     with pytest.raises(MemR1Error, match=r"memory.db: .*not a database.*restore a backup"):
         BankStore.open(path, HashEmbedder(64))
-    with pytest.raises(MemR1Error, match="there is no folder"):
-        BankStore.open(tmp_path / "nowhere" / "memory.db", HashEmbedder(64))
+    for target, message in (
+        (tmp_path / "nowhere" / "memory.db", "there is no folder"),
+        (":memory:", "is no file to keep banks in"),
+        ("", "is no file to keep banks in"),
+        ("mysql://host/db", "give a path or its URL|No module|Can't load plugin"),
+        ("what://host/db", "Can't load plugin"),
+    ):
+        with pytest.raises(MemR1Error, match=message):
+            BankStore.open(target, HashEmbedder(64))
+    with pytest.raises(MemR1Error, match="there is no store; check the path"):
+        BankStore.open(tmp_path / "none.db", HashEmbedder(64), create=False)
+    assert not (tmp_path / "none.db").exists()
 
 
-def test_a_torn_database_is_refused_or_read_but_never_wrong(tmp_path: Path) -> None:
+def test_a_path_is_a_path_whatever_letters_it_has(tmp_path: Path) -> None:
+    names = ["a", "a?1", "a%41", "ä b"]
+    for name in names:
+        with BankStore.open(tmp_path / name, HashEmbedder(64)) as store:
+            store.create(f"bank of {name}")
+    for name in names:
+        with BankStore.open(tmp_path / name, HashEmbedder(64)) as store:
+            assert store.names() == [f"bank of {name}"]
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    with BankStore.open(tmp_path / "a", HashEmbedder(64)), pytest.raises(MemR1Error, match="the store belongs to"):
+        BankStore.open(tmp_path / "link", HashEmbedder(64))
+
+
+@pytest.mark.parametrize("part", [0.001, 0.3, 0.9])
+def test_a_torn_database_is_refused(tmp_path: Path, part: float) -> None:
     path = tmp_path / "memory.db"
     with BankStore.open(path, HashEmbedder(64)) as store:
         bank = store.create("b")
         for n in range(200):
             bank.apply([add(f"fact {n}")])
-        facts = [e.text for e in bank.entries()]
     whole = path.read_bytes()
-    for keep in (100, len(whole) // 3, len(whole) - 5000):
-        path.write_bytes(whole[:keep])
-        try:
-            with BankStore.open(path, HashEmbedder(64)) as store:
-                found = [e.text for e in store.bank("b").entries()]
-        except MemR1Error:
-            continue
-        assert found == facts[: len(found)]
+    path.write_bytes(whole[: int(len(whole) * part)])
+    with pytest.raises(MemR1Error, match="restore a backup"), BankStore.open(path, HashEmbedder(64)) as store:
+        store.verify("b")
 
 
 def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None:
@@ -390,13 +509,13 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
     with BankStore.open(path, HashEmbedder(64)) as store:
         bank = store.create("b", rules=BankRules(max_chars=10**6))
         bank.apply([add("one")])
-        with store._engine.connect() as connection:  # SQLite's own limit gives the same error as a full disk
+        with store._database.engine.connect() as connection:  # SQLite's own limit gives the same error as a full disk
             pages = connection.execute(text("PRAGMA page_count")).scalar()
             connection.execute(text(f"PRAGMA max_page_count={pages}"))
         with pytest.raises(MemR1Error, match="disk is full, and nothing was written"):
             bank.apply([add("x" * 500_000)])
         assert [e.text for e in bank.entries()] == ["one"]
-        with store._engine.connect() as connection:
+        with store._database.engine.connect() as connection:
             connection.execute(text("PRAGMA max_page_count=1000000"))
         assert bank.apply([add("two")])[0].ok
         store.verify("b")
