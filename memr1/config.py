@@ -90,9 +90,9 @@ class RolloutConfig:
     """Distinct tasks played in one training step; each is played `group_size` times."""
     group_size: int = 8
     """Rollouts per task that share a snapshot; GRPO compares them with one another. 4 to 16, at least 2."""
-    questions_per_decision: int = 4
+    questions_per_decision: int = 6
     """Questions that judge one decision of the manager: on the turn first, then one on each old entry in sight, which a
-    wrong operation would hit. At least 1 + `memory.manager_top_k` leaves no entry unwatched."""
+    wrong operation would hit. With fewer than 1 + `memory.manager_top_k`, some entries are not watched."""
     temperature: float = 1.0
     """Sampling temperature in training. Evaluation is greedy."""
     answer_max_new_tokens: int = 32

@@ -43,15 +43,26 @@ class ChatCodec:
     def __init__(self, tokenizer: Any, max_prompt_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.max_prompt_tokens = max_prompt_tokens
+        added = {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+        self._special = sorted({*tokenizer.all_special_tokens, *added} - {""}, key=len, reverse=True)
+
+    def plain(self, text: str) -> str:
+        """The text with a space put into whatever the tokenizer would read as a token of its own, such as the end of a
+        turn: what people say and what is remembered must not be able to end a turn or open another one."""
+        for marker in self._special:
+            text = text.replace(marker, f"{marker[0]} {marker[1:]}")
+        return text
 
     def encode(self, messages: Messages) -> tuple[tuple[int, ...], str]:
         """Prompt ids that end where the assistant's turn begins, and the same as text."""
+        messages = [{**m, "content": self.plain(m["content"])} for m in messages]
         text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]), text
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
         """Ids of a whole assistant turn, with the end-of-turn token: a demonstration."""
-        return (*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.tokenizer.eos_token_id)
+        ids = self.tokenizer(self.plain(text), add_special_tokens=False)["input_ids"]
+        return (*ids, self.tokenizer.eos_token_id)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of a completion without special tokens."""
