@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -235,16 +236,51 @@ def export_bank(
 
 @app.command("import")
 def import_bank(
-    path: Annotated[Path, typer.Argument(help="File that `export` wrote.")],
+    path: Annotated[Path, typer.Argument(help="File to read.")],
     bank: Annotated[str | None, typer.Option("--as", help="Name of the new bank; default the exported one's.")] = None,
+    source: Annotated[
+        str, typer.Option("--from", help="memr1 (what `export` wrote), mem0 (its memories as JSON), or locomo (facts).")
+    ] = "memr1",
     store: Store = _STORE,
 ) -> None:
-    """Make a bank of an exported file, history included."""
+    """Make banks of a file: an exported bank with its history, mem0's memories, or the facts of LoCoMo's dialogues."""
     from memr1.memory.bank import MemoryBank
+    from memr1.memory.imports import bring_in, read_mem0
 
     with _opened(store, create=True) as opened:
-        kept = opened.adopt(MemoryBank.load(path, opened.embedder), bank)
-        print(f"{opened.where}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
+        if source == "memr1":
+            made = [MemoryBank.load(path, opened.embedder)]
+        elif source == "mem0":
+            made = [MemoryBank(bank or path.stem, opened.embedder)]
+            for result in bring_in(made[0], read_mem0(path)):
+                if not result.ok:
+                    print(f"rejected as {result.reason}: {result.op.text!r}", file=sys.stderr)
+        elif source == "locomo":
+            made = _locomo(path, opened.embedder)
+        else:
+            raise MemR1Error(f"--from: {source!r} is not known; use memr1, mem0 or locomo")
+        if bank is not None and len(made) != 1:
+            raise MemR1Error(f"--as: {path} holds {len(made)} banks; leave the name out, each has its own")
+        for new in made:
+            kept = opened.adopt(new, bank)
+            print(f"{opened.where}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
+
+
+def _locomo(path: Path, embedder: Any) -> list[MemoryBank]:
+    """A bank for each conversation: the dataset's observations, added as they are told."""
+    from memr1.data.locomo import read_locomo
+    from memr1.memory.bank import MemoryBank
+    from memr1.memory.types import Event, MemoryOp, Provenance
+
+    made = []
+    for dialogue in read_locomo(path):
+        made.append(MemoryBank(dialogue.id, embedder))
+        for session, turn in dialogue.turns():
+            for fact in turn.facts or ():
+                time = session.time.isoformat() if session.time else None
+                told = Provenance(turn_ids=(turn.id,), speaker=turn.speaker, role="import")
+                made[-1].apply([MemoryOp(Event.ADD, fact.text)], provenance=told, time=time)
+    return made
 
 
 @app.command()

@@ -91,6 +91,62 @@ def test_a_bank_moves_with_its_whole_history(bank: Any, tmp_path: Path) -> None:
         bank("import", str(tmp_path / "ann.jsonl"), "--as", "bea")
 
 
+MEM0 = [
+    {"id": "b", "memory": "Ann has a dog", "created_at": "2024-05-02T10:00:00-07:00", "user_id": "ann", "hash": "x"},
+    {"id": "a", "memory": "Ann lives in Rome", "created_at": "2024-05-01T10:00:00-07:00", "metadata": {"k": [1]}},
+    {"id": "c", "memory": "ann HAS a dog", "created_at": "2024-05-03T10:00:00-07:00", "metadata": None},
+]
+
+
+@pytest.mark.parametrize("form", ["list", "results", "lines"])
+def test_memories_of_mem0_come_in_with_time_and_source(bank: Any, tmp_path: Path, form: str) -> None:
+    path = tmp_path / "mem0.json"
+    forms = {"list": MEM0, "results": {"results": MEM0, "relations": []}}
+    path.write_text("\n".join(map(json.dumps, MEM0)) if form == "lines" else json.dumps(forms[form]))
+    assert "rejected as duplicate_content: 'ann HAS a dog'" in bank(
+        "import", str(path), "--from", "mem0", "--as", "bea"
+    )
+    rome, dog = rows(
+        bank("search", "bea", "Ann", "--json", "-k", "2", "--filter", '{"created_at": {"gte": "2024-05-01"}}')
+    )
+    found = {r["text"]: r for r in (rome, dog)}
+    assert found["Ann lives in Rome"]["id"] == "m1" and found["Ann lives in Rome"]["metadata"] == {"k": [1]}
+    assert found["Ann has a dog"]["provenance"]["turn_ids"] == ["b"]
+    assert found["Ann has a dog"]["metadata"] == {"mem0": {"user_id": "ann"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('[{"id": "a"}]', "memory 1: memory: expected the text"),
+        ('[{"memory": "x", "id": 5}]', "memory 1: id: expected a text, got 5"),
+        ('[{"memory": "x", "metadata": []}]', None),
+        ('[{"memory": "x", "metadata": [1]}]', "memory 1: metadata: expected an object"),
+        ("5", "expected a list of memories"),
+        ("{", "neither JSON nor JSON lines"),
+        ('[{"memory": "x", "created_at": "yesterday"}]', "'yesterday' is not ISO 8601"),
+    ],
+)
+def test_a_bad_file_of_mem0_is_named(bank: Any, tmp_path: Path, content: str, message: str | None) -> None:
+    path = tmp_path / "mem0.json"
+    path.write_text(content)
+    if message is None:
+        bank("import", str(path), "--from", "mem0")
+        return
+    with pytest.raises(MemR1Error, match=message):
+        bank("import", str(path), "--from", "mem0")
+    assert rows(bank("list", "--json")) == [{"bank": "ann"}]
+
+
+def test_the_facts_of_locomo_become_a_bank_for_each_conversation(bank: Any, shared_data: Path) -> None:
+    path = shared_data / "locomo" / "locomo3.json"
+    output = bank("import", str(path), "--from", "locomo")
+    assert output.count("entries from") == 3
+    (name, *_) = [r["bank"] for r in rows(bank("list", "--json")) if r["bank"] != "ann"]
+    (hit,) = rows(bank("search", name, "friend", "-k", "1", "--json"))
+    assert hit["provenance"]["turn_ids"] and hit["created_at"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -101,6 +157,7 @@ def test_a_bank_moves_with_its_whole_history(bank: Any, tmp_path: Path) -> None:
         (("rollback", "ann", "9"), "there is no state after 9"),
         (("import", "missing.jsonl"), "missing.jsonl: cannot be read"),
         (("create", "ann"), "there is a bank 'ann' already"),
+        (("import", "x", "--from", "y"), "--from: 'y' is not known"),
     ],
 )
 def test_mistakes_are_named(bank: Any, arguments: tuple[str, ...], message: str) -> None:
