@@ -520,3 +520,20 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
         assert bank.apply([add("two")])[0].ok
         store.verify("b")
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_the_library_offers_its_names_and_imports_nothing_before_it_is_asked() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys, memr1.memory as m; assert not {'sqlalchemy', 'numpy', 'chromadb'} & set(sys.modules);"
+        "from memr1.memory import MemoryBank, Event; assert 'sqlalchemy' not in sys.modules;"
+        "assert all(getattr(m, name) is not None for name in m.__all__) and dir(m) == m.__all__;"
+        "assert m.BankStore.__module__ == 'memr1.memory.store'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    import memr1.memory
+
+    with pytest.raises(AttributeError, match="has no attribute 'BankStor'"):
+        _ = memr1.memory.BankStor
