@@ -7,6 +7,7 @@ is in `state.py`; what is promised is in `docs/memory.md`.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +21,12 @@ from memr1.memory.checks import check_actor, check_key, check_op, check_provenan
 from memr1.memory.embed import CachedEmbedder, Embedder
 from memr1.memory.filters import Predicate, compile_filters, parse_moment
 from memr1.memory.fusion import fuse
-from memr1.memory.index import ExactIndex, VectorIndex, best
+from memr1.memory.index import ExactIndex, IndexLost, VectorIndex, best
 from memr1.memory.oplog import LogRecord, OpLog
 from memr1.memory.state import BankRules, BankState, Draft, is_unicode
 from memr1.memory.types import Hit, MemoryEntry, MemoryOp, OpResult, Provenance
+
+logger = logging.getLogger(__name__)
 
 BANK_FORMAT = "memr1-bank"
 FUSED = 50
@@ -104,6 +107,8 @@ class MemoryBank:
         self._state = BankState()
         self._log = OpLog()
         self._index = _make_index(index, bank_id)
+        self._lost: VectorIndex | None = None
+        """The bank's own index, while it cannot be used and an exact one stands in."""
         self._to_add: dict[str, str] = {}
         """Index key to text, for live versions that the index has not seen."""
         self._to_remove: set[str] = set()
@@ -337,6 +342,17 @@ class MemoryBank:
     def _nearest(self, query: str, k: int, matches: Predicate | None) -> list[Hit]:
         if not self._state.live:
             return []
+        try:
+            return self._ask_index(query, k, matches)
+        except IndexLost as error:
+            logger.warning("bank %r searches without its index until rebuild_index(): %s", self.bank_id, error)
+            if self._lost is None:
+                self._lost = self._index
+            self._index = ExactIndex()
+            self._mark_all()
+            return self._ask_index(query, k, matches)
+
+    def _ask_index(self, query: str, k: int, matches: Predicate | None) -> list[Hit]:
         self.sync()
         allowed = None if matches is None else {self._key(e) for e in self._state.entries() if matches(e)}
         vector = self.embedder.embed_query(query)
@@ -393,8 +409,20 @@ class MemoryBank:
             self._to_add, self._to_remove = {}, set()
 
     def rebuild_index(self) -> None:
-        """Empty the index and feed it again from the entries."""
+        """Empty the index and feed it again from the entries. One that was lost is asked again; `IndexLost` when it
+        still cannot be used, and searches go on without it."""
         with self._lock:
+            if self._lost is not None:
+                stand_in, self._index = self._index, self._lost
+                try:
+                    self._mark_all()
+                    self.sync()
+                    self._index.remove(self._index.ids())
+                except IndexLost:
+                    self._index = stand_in
+                    self._mark_all()
+                    raise
+                self._lost = None
             self._index.remove(self._index.ids())
             self._mark_all()
             self.sync()

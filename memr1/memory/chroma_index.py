@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from memr1.errors import MemR1Error
-from memr1.memory.index import ExactIndex, Vectors, best, check_query, check_vectors
+from memr1.memory.index import ExactIndex, IndexLost, Vectors, best, check_query, check_vectors
 
 _SPARE = 8
 """Further candidates asked for beyond k, so that ties at the cut are seen and ranked by id."""
@@ -142,20 +142,21 @@ class ChromaIndex:
                     self._ids = {name.removeprefix(self._scope) for name in stored}
 
     def _batches(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        size = self._client.get_max_batch_size()
+        with self._explained():
+            size = self._client.get_max_batch_size()
         return (items[start : start + size] for start in range(0, len(items), size))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
         """Chroma's own errors, with what to do about them."""
-        from chromadb.errors import ChromaError
-
         try:
             yield
-        except ChromaError as error:
-            raise MemR1Error(
+        except MemR1Error:
+            raise
+        except Exception as error:  # Chroma's own, those of its HTTP client, and bare ones of its Rust core
+            raise IndexLost(
                 f"the Chroma index of bank {self.namespace!r} failed ({type(error).__name__}: {error}); it is only an "
-                "index: delete its folder and open the bank again, which fills a new one"
+                "index: start its server again, or delete its folder and open the bank again, which fills a new one"
             ) from error
 
 

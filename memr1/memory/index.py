@@ -17,8 +17,15 @@ from memr1.errors import MemR1Error
 Vectors = NDArray[np.float32]
 
 
+class IndexLost(MemR1Error):
+    """An index that cannot be asked: its file is damaged, its server is away. The bank goes on without it."""
+
+
 class VectorIndex(Protocol):
-    """Vectors under ids that the caller chooses. Calls can be repeated: a retry after a failure does no harm."""
+    """Vectors under ids that the caller chooses. Calls can be repeated: a retry after a failure does no harm.
+
+    Any call may raise `IndexLost`.
+    """
 
     def add(self, ids: Sequence[str], vectors: Vectors) -> None:
         """Store vectors (n, dim) of length 1; an id that is there already gets the new vector."""

@@ -1,22 +1,28 @@
-"""One suite for both indexes, small enough that Chroma's approximate search is exact, then what each has of its own.
+"""One suite for all indexes, small enough that Chroma's approximate search is exact, then what each has of its own.
 
 Not covered: recall of Chroma on large collections, and processes killed during a flush.
 """
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
+import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import chromadb
 import numpy as np
 import pytest
+from chromadb.config import Settings
 
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank
 from memr1.memory.chroma_index import ChromaIndex
 from memr1.memory.embed import CachedEmbedder, HashEmbedder
-from memr1.memory.index import ExactIndex, VectorIndex, Vectors, natural_order
+from memr1.memory.index import ExactIndex, IndexLost, VectorIndex, Vectors, natural_order
 from memr1.memory.types import Event, MemoryOp
 
 Make = Callable[[], VectorIndex]
@@ -26,9 +32,52 @@ def new_chroma() -> ChromaIndex:
     return ChromaIndex(uuid.uuid4().hex, collection="test")
 
 
-@pytest.fixture(params=[ExactIndex, new_chroma], ids=["exact", "chroma"])
+class ChromaServer:
+    """`chroma run` on a free port of loopback, over a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.start()
+
+    def start(self) -> None:
+        program = Path(sys.executable).with_name("chroma")
+        self._process = subprocess.Popen(
+            [str(program), "run", "--host", "127.0.0.1", "--port", str(self.port), "--path", str(self.folder)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.client = chromadb.HttpClient("127.0.0.1", self.port, settings=Settings(anonymized_telemetry=False))
+                return
+            except Exception:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    self.stop()
+                    raise
+                time.sleep(0.1)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChromaServer]:
+    running = ChromaServer(tmp_path_factory.mktemp("chroma"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture(params=["exact", "chroma", "chroma server"])
 def make(request: pytest.FixtureRequest) -> Make:
-    return request.param
+    if request.param == "chroma server":
+        client = request.getfixturevalue("server").client
+        return lambda: ChromaIndex(uuid.uuid4().hex, collection="test", client=client)
+    return ExactIndex if request.param == "exact" else new_chroma
 
 
 def unit(n: int, dim: int = 24, seed: int = 0) -> Vectors:
@@ -280,6 +329,30 @@ def test_drift_of_an_index_is_detected_and_rebuilding_mends_it() -> None:
         bank.rebuild_index()
         assert bank.search("Ann", 5) == hits
         bank.verify()
+
+
+def test_a_bank_goes_on_without_an_index_that_is_lost_and_takes_it_up_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = ChromaServer(tmp_path)
+    try:
+        bank = changed_bank(ChromaIndex("b", client=server.client))
+        hits = bank.search("Ann", 5)
+        server.stop()
+        bank.apply([MemoryOp(Event.ADD, "Ann sings at night")])
+        found = bank.search("Ann sings at night", 1)
+        assert [h.entry.text for h in found] == ["Ann sings at night"]
+        assert "searches without its index until rebuild_index()" in caplog.text
+        assert {h.entry.id for h in hits} <= {h.entry.id for h in bank.search("Ann", 9)}
+        with pytest.raises(IndexLost, match="start its server again"):
+            bank.rebuild_index()
+        assert bank.search("Ann sings at night", 1) == found
+        server.start()
+        bank.rebuild_index()
+        assert bank.search("Ann sings at night", 1) == found
+        bank.verify()
+    finally:
+        server.stop()
 
 
 def test_hits_that_are_no_longer_live_are_dropped_and_the_next_best_fill_their_place() -> None:
