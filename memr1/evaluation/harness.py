@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import Answered, ask, evidence_recall
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
 from memr1.envs.ingesting import Ingested, embed_ahead, ingest_with_manager, ingest_without_model, turn_entries
 from memr1.errors import MemR1Error
+from memr1.evaluation.remember import Answers, RememberingEngine
 from memr1.evaluation.systems import System, get_system
 from memr1.evaluation.table import Prediction
 from memr1.memory.bank import MemoryBank
@@ -21,8 +22,15 @@ from memr1.memory.types import MemoryEntry
 from memr1.rollout.engine import Engine
 
 Retrieve = Callable[[str], list[MemoryEntry]]
-KeptBanks = dict[tuple[str, int, tuple[str, ...]], list[Ingested]]
-"""(policy, its weight version, dialogues) -> what that manager made of them."""
+
+
+@dataclass
+class Kept:
+    """What evaluated systems left behind for those that share a part with them."""
+
+    banks: dict[tuple[str, int, tuple[str, ...]], list[Ingested]] = field(default_factory=dict)
+    """(policy, its weight version, dialogues) -> what that manager made of them."""
+    answers: Answers = field(default_factory=dict)
 
 
 def evaluate_system(
@@ -31,13 +39,17 @@ def evaluate_system(
     world: World,
     engine: Engine,
     benchmark: str,
-    kept: KeptBanks | None = None,
+    kept: Kept | None = None,
 ) -> tuple[list[Prediction], dict[str, float]]:
-    """Predictions for every question at the end of every dialogue, and figures about the banks that were built."""
-    system = get_system(name)
+    """Predictions for every question at the end of every dialogue, and figures about the banks that were built.
+
+    kept: filled and used; with it, banks and answers that another system has computed with the same weights are not
+        computed again. The seconds of a prediction are those of an answer that had to be computed.
+    """
+    system, kept = get_system(name), kept if kept is not None else Kept()
     start = time.perf_counter()
     embed_ahead(dialogues, world)
-    retrievers, figures = _memories(system, dialogues, world, engine, {} if kept is None else kept)
+    retrievers, figures = _memories(system, dialogues, world, engine, kept)
     speaker = Speaker("answerer" if system.answerer != "untrained" else "base")
     asked = [
         (d, q, retrieve(q.text))
@@ -46,8 +58,11 @@ def evaluate_system(
         if q.asked_after is None
     ]
     episodes: list[Episode[list[Answered]]] = [ask(world, speaker, [(q.text, e)]) for _, q, e in asked]
-    answers = drive(episodes, engine)
-    seconds = (time.perf_counter() - start) / max(len(answers), 1)
+    remembering = RememberingEngine(engine, kept.answers)
+    ready = time.perf_counter()
+    answers = drive(episodes, remembering)
+    answering = (time.perf_counter() - ready) / max(remembering.computed, 1)
+    seconds = (ready - start) / max(len(answers), 1) + answering
     predictions = [
         _prediction(benchmark, name, d, q, e, a, seconds) for (d, q, e), a in zip(asked, answers, strict=True)
     ]
@@ -55,7 +70,7 @@ def evaluate_system(
 
 
 def _memories(
-    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: KeptBanks
+    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: Kept
 ) -> tuple[list[Retrieve], dict[str, float]]:
     memory = world.config.memory
     budget = world.config.evaluation.retrieval_top_k
@@ -79,16 +94,14 @@ def _memories(
     return [from_bank(b) for b in banks], figures
 
 
-def _managed(
-    system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: KeptBanks
-) -> list[Ingested]:
+def _managed(system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: Kept) -> list[Ingested]:
     """Banks made by a manager; systems that differ only in their answerer share them."""
     speaker = Speaker("manager" if system.manager != "untrained" else "base")
     key = (speaker.policy, engine.weight_versions()[speaker.policy], tuple(d.id for d in dialogues))
-    if key not in kept:
+    if key not in kept.banks:
         results = drive([ingest_with_manager(d, world, speaker) for d in dialogues], engine)
-        kept[key] = [_no_failure(r) for r in results]
-    return kept[key]
+        kept.banks[key] = [_no_failure(r) for r in results]
+    return kept.banks[key]
 
 
 def _no_failure(result: Ingested | Failure) -> Ingested:

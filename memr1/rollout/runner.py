@@ -79,7 +79,7 @@ class Runner:
             pad_id=tokenizer.pad_token_id,
             max_tokens_per_batch=config.rollout.max_tokens_per_batch,
         )
-        self._banks: dict[Any, Any] = {}  # of evaluated managers, see `memr1.evaluation.harness.KeptBanks`
+        self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
         self.world = World(config, make_agents(config, tokenizer), load_embedder(config.memory.embedder))
 
     def _check_window(self) -> None:
@@ -148,9 +148,10 @@ class Runner:
 
     def evaluate(self, dialogues: Sequence[Any], system: str, benchmark: str) -> list[Any]:
         """Predictions of one system with figures about its banks; see `memr1.evaluation.harness`."""
-        from memr1.evaluation.harness import evaluate_system
+        from memr1.evaluation.harness import Kept, evaluate_system
 
-        predictions, figures = evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._banks)
+        self._kept = self._kept or Kept()
+        predictions, figures = evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._kept)
         return [(predictions, figures)]
 
 

@@ -6,6 +6,7 @@ Not covered: statistics and tables (test_statistics.py).
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from memr1.data.types import Dialogue, Question, Session, Turn
 from memr1.envs.episode import World
 from memr1.errors import MemR1Error
 from memr1.evaluation.evaluate import evaluate, is_evaluated, weights_folder
-from memr1.evaluation.harness import evaluate_system
+from memr1.evaluation.harness import Kept, evaluate_system
+from memr1.evaluation.remember import RememberingEngine
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
 from memr1.evaluation.table import Prediction, load_predictions
-from memr1.rollout.engine import GenerationRequest
+from memr1.rollout.engine import GenerationRequest, SamplingParams
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation
 from tests.unit.scripted import BASE, ScriptedEngine, fact_worlds, is_answerer, make_world, shown_entries
@@ -280,3 +282,39 @@ def test_a_stopped_evaluation_keeps_its_rows_and_is_not_finished(tmp_path: Path)
         )  # type: ignore[arg-type]
     assert [r.system for r in rows] == ["bm25"]
     assert not is_evaluated(config, STATE)
+
+
+def test_answers_to_the_same_prompt_are_computed_once_and_are_the_same() -> None:
+    world = make_world("rollout.manager_max_new_tokens=120", "rollout.answer_max_new_tokens=200")
+    kept, engine = Kept(), ScriptedEngine(obedient)
+    alone = [evaluate_system(n, DIALOGUES, world, ScriptedEngine(obedient), "factworld")[0] for n in ANSWERED_ALIKE]
+    together = [evaluate_system(n, DIALOGUES, world, engine, "factworld", kept)[0] for n in ANSWERED_ALIKE]
+    for a, b in zip(alone, together, strict=True):
+        assert [replace(p, seconds=0.0) for p in a] == [replace(p, seconds=0.0) for p in b]
+    answered = [r.prompt_ids for batch in engine.batches for r in batch if r.policy == "answerer"]
+    assert len(set(answered)) == len(answered) < 2 * len(QUESTIONS)  # `trained` adds everything, too: the same bank
+
+
+ANSWERED_ALIKE = ("add-everything", "trained")
+
+
+def test_only_greedy_answers_of_the_same_weights_are_remembered() -> None:
+    class Versioned(ScriptedEngine):
+        version = 1
+
+        def weight_versions(self) -> dict[str, int]:
+            return {"answerer": self.version}
+
+    inner = Versioned(lambda prompt, request: "Use: none\nAnswer: x")
+    engine = RememberingEngine(inner, {})
+    greedy = GenerationRequest((65, 66), "answerer", SamplingParams(9))
+    longer = GenerationRequest((65, 66), "answerer", SamplingParams(12))
+    sampled = GenerationRequest((65, 66), "answerer", SamplingParams(9, temperature=1.0))
+    first = engine.generate([greedy, sampled])
+    assert engine.generate([sampled, greedy])[1] == first[0] and engine.computed == 3
+    engine.generate([longer])
+    assert engine.computed == 4
+    inner.version = 2
+    engine.generate([greedy])
+    assert engine.computed == 5
+    assert engine.generate([]) == []

@@ -1,0 +1,45 @@
+"""Greedy answers that were computed already: systems that show an answerer the same prompt get the same answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from memr1.rollout.engine import Completion, Engine, GenerationRequest, WeightUpdate
+
+Answers = dict[tuple[str, int, tuple[int, ...], int], Completion]
+"""(policy, its weight version, prompt, most new tokens) -> the greedy completion."""
+
+
+class RememberingEngine:
+    """An engine in front of another one. Only greedy requests are remembered, for the weights that made them."""
+
+    def __init__(self, inner: Engine, answers: Answers) -> None:
+        self.inner, self.answers = inner, answers
+        self.computed = 0
+        """Completions that had to be computed."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """See `Engine.generate`."""
+        versions = self.inner.weight_versions()
+        keys = [(r.policy, versions[r.policy], r.prompt_ids, r.sampling.max_new_tokens) for r in requests]
+        new = [i for i, r in enumerate(requests) if r.sampling.temperature > 0 or keys[i] not in self.answers]
+        self.computed += len(new)
+        made = dict(zip(new, self.inner.generate([requests[i] for i in new]) if new else [], strict=True))
+        self.answers.update({keys[i]: made[i] for i in new if requests[i].sampling.temperature == 0})
+        return [made[i] if i in made else self.answers[keys[i]] for i in range(len(requests))]
+
+    def load_weights(self, update: WeightUpdate) -> int:
+        """See `Engine.load_weights`."""
+        return self.inner.load_weights(update)
+
+    def weight_versions(self) -> dict[str, int]:
+        """See `Engine.weight_versions`."""
+        return self.inner.weight_versions()
+
+    def set_weight_versions(self, versions: Mapping[str, int]) -> None:
+        """See `Engine.set_weight_versions`."""
+        self.inner.set_weight_versions(versions)
+
+    def pop_timings(self) -> dict[str, float]:
+        """See `Engine.pop_timings`."""
+        return self.inner.pop_timings()
