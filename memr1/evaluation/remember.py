@@ -39,7 +39,3 @@ class RememberingEngine:
     def set_weight_versions(self, versions: Mapping[str, int]) -> None:
         """See `Engine.set_weight_versions`."""
         self.inner.set_weight_versions(versions)
-
-    def pop_timings(self) -> dict[str, float]:
-        """See `Engine.pop_timings`."""
-        return self.inner.pop_timings()
