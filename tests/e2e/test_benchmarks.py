@@ -1,4 +1,4 @@
-"""The benchmarks run on the random model and count what they say they count. Not covered: how fast anything is."""
+"""The benchmarks run and count what they say they count. Not covered: how fast anything is."""
 
 from __future__ import annotations
 
@@ -38,3 +38,13 @@ def test_grpo_step_names_the_line_of_a_bad_row(tmp_path: Path) -> None:
     done = grpo_step("--rows", str(rows))
     assert done.returncode == 2
     assert f"{rows}:2: expected" in done.stderr
+
+
+def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "bank.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    for line in ("durable add, one at a time", "durable decision of 100 adds", "exact search, k 10, 10000 entries"):
+        (found,) = (row for row in done.stdout.splitlines() if line in row)
+        assert "reference" in found and "ratio" in found
+    assert "fork of 1000 entries" in done.stdout and "open a bank of 1000 decisions" in done.stdout
