@@ -207,12 +207,18 @@ class MemoryBank:
         with self._lock:
             wanted = []
             for entry_id, chain in self._state.versions.items():
-                version = _origin(chain, len(chain))
+                version = self._origin(entry_id, len(chain))
                 while version and turn_id in chain[version - 1].provenance.turn_ids:
-                    version = _origin(chain, version - 1)
+                    version = self._origin(entry_id, version - 1)
                 if version < len(chain) and not _same_content(chain[-1], chain[version - 1] if version else None):
                     wanted.append((entry_id, version))
             return self._revert(wanted, provenance, time, actor)
+
+    def _origin(self, entry_id: str, version: int) -> int:
+        """Past what reverts wrote: what came before a content that was had again is what came before it at first."""
+        while (entry_id, version) in self._state.origins:
+            version = self._state.origins[entry_id, version]
+        return version
 
     def _revert(
         self, wanted: Sequence[tuple[str, int]], provenance: Provenance, time: str | None, actor: str | None
@@ -345,12 +351,15 @@ class MemoryBank:
         try:
             return self._ask_index(query, k, matches)
         except IndexLost as error:
-            logger.warning("bank %r searches without its index until rebuild_index(): %s", self.bank_id, error)
-            if self._lost is None:
-                self._lost = self._index
-            self._index = ExactIndex()
-            self._mark_all()
+            self._stand_in(error)
             return self._ask_index(query, k, matches)
+
+    def _stand_in(self, error: IndexLost) -> None:
+        logger.warning("bank %r searches without its index until rebuild_index(): %s", self.bank_id, error)
+        if self._lost is None:
+            self._lost = self._index
+        self._index = ExactIndex()
+        self._mark_all()
 
     def _ask_index(self, query: str, k: int, matches: Predicate | None) -> list[Hit]:
         self.sync()
@@ -402,11 +411,18 @@ class MemoryBank:
     def sync(self) -> None:
         """Embed what the index has not seen, in one batch. `search` does it; do it before forking to share the work."""
         with self._lock:
-            vectors = self.embedder.embed(list(self._to_add.values())) if self._to_add else None
-            self._index.remove(self._to_remove)
-            if vectors is not None:
-                self._index.add(list(self._to_add), vectors)
-            self._to_add, self._to_remove = {}, set()
+            try:
+                self._feed()
+            except IndexLost as error:
+                self._stand_in(error)
+                self._feed()
+
+    def _feed(self) -> None:
+        vectors = self.embedder.embed(list(self._to_add.values())) if self._to_add else None
+        self._index.remove(self._to_remove)
+        if vectors is not None:
+            self._index.add(list(self._to_add), vectors)
+        self._to_add, self._to_remove = {}, set()
 
     def rebuild_index(self) -> None:
         """Empty the index and feed it again from the entries. One that was lost is asked again; `IndexLost` when it
@@ -416,7 +432,7 @@ class MemoryBank:
                 stand_in, self._index = self._index, self._lost
                 try:
                     self._mark_all()
-                    self.sync()
+                    self._feed()
                     self._index.remove(self._index.ids())
                 except IndexLost:
                     self._index = stand_in
@@ -425,13 +441,18 @@ class MemoryBank:
                 self._lost = None
             self._index.remove(self._index.ids())
             self._mark_all()
-            self.sync()
+            self._feed()
 
     def fork(self, bank_id: str | None = None) -> MemoryBank:
         """A bank that is equal now and independent from now on; copies no entry and embeds nothing."""
         with self._lock:
             other = MemoryBank(bank_id if bank_id is not None else self.bank_id, self.embedder, rules=self.rules)
-            other._state, other._log, other._index = self._state.fork(), self._log.fork(), self._index.fork()
+            try:
+                index = self._index.fork()
+            except IndexLost as error:
+                self._stand_in(error)
+                index = self._index.fork()
+            other._state, other._log, other._index = self._state.fork(), self._log.fork(), index
             other._to_add, other._to_remove = dict(self._to_add), set(self._to_remove)
             return other
 
@@ -501,6 +522,8 @@ class MemoryBank:
         with self._lock:
             if MemoryBank.replay(self._log, self.embedder)._state != self._state:
                 raise MemR1Error(f"bank {self.bank_id!r}: the state is not the replay of the log")
+            if self._lost is not None:
+                raise MemR1Error(f"bank {self.bank_id!r}: its index is lost, and searches do without; rebuild_index()")
             expected = {self._key(e) for e in self._state.entries()} - set(self._to_add)
             indexed = self._index.ids() - self._to_remove
             if indexed != expected:
@@ -583,17 +606,6 @@ def _by_words(
 def _fused(rankings: Sequence[Sequence[Hit]], k: int) -> list[Hit]:
     entries = {hit.entry.id: hit.entry for ranking in rankings for hit in ranking}
     return [Hit(entries[name], score) for name, score in fuse([[h.entry.id for h in r] for r in rankings], k)]
-
-
-def _origin(chain: Sequence[MemoryEntry], version: int) -> int:
-    """The first version that said what this one says, from the same source: a roll back repeats an earlier one, and
-    what came before it is what came before that. 0 stays 0."""
-    if version == 0:
-        return 0
-    said = chain[version - 1]
-    return next(
-        e.version for e in chain[:version] if _same_content(said, e) and (e is said or e.provenance == said.provenance)
-    )
 
 
 def _same_content(a: MemoryEntry, b: MemoryEntry | None) -> bool:

@@ -17,6 +17,7 @@ from memr1.errors import MemR1Error
 if TYPE_CHECKING:
     from memr1.memory.bank import MemoryBank
     from memr1.memory.store import BankStore
+    from memr1.memory.types import OpResult
 
 app = typer.Typer(help="Create, fill, search, check and move memory banks.", no_args_is_help=True)
 
@@ -252,15 +253,16 @@ def import_bank(
             made = [MemoryBank.load(path, opened.embedder)]
         elif source == "mem0":
             made = [MemoryBank(bank or path.stem, opened.embedder)]
-            for result in bring_in(made[0], read_mem0(path)):
-                if not result.ok:
-                    print(f"rejected as {result.reason}: {result.op.text!r}", file=sys.stderr)
+            _tell(bring_in(made[0], read_mem0(path)))
         elif source == "locomo":
             made = _locomo(path, opened.embedder)
         else:
             raise MemR1Error(f"--from: {source!r} is not known; use memr1, mem0 or locomo")
         if bank is not None and len(made) != 1:
             raise MemR1Error(f"--as: {path} holds {len(made)} banks; leave the name out, each has its own")
+        taken = {bank or new.bank_id for new in made} & set(opened.names())
+        if taken:
+            raise MemR1Error(f"{opened.where}: there is a bank {min(taken)!r} already; nothing was imported")
         for new in made:
             kept = opened.adopt(new, bank)
             print(f"{opened.where}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
@@ -279,8 +281,29 @@ def _locomo(path: Path, embedder: Any) -> list[MemoryBank]:
             for fact in turn.facts or ():
                 time = session.time.isoformat() if session.time else None
                 told = Provenance(turn_ids=(turn.id,), speaker=turn.speaker, role="import")
-                made[-1].apply([MemoryOp(Event.ADD, fact.text)], provenance=told, time=time)
+                _tell(made[-1].apply([MemoryOp(Event.ADD, fact.text)], provenance=told, time=time))
     return made
+
+
+def _tell(results: Sequence[OpResult]) -> None:
+    for result in results:
+        if not result.ok:
+            print(f"rejected as {result.reason}: {result.op.text!r}", file=sys.stderr)
+
+
+@app.command()
+def drop(
+    bank: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    store: Store = _STORE,
+) -> None:
+    """Remove a bank with its log, for good. `export` it first to keep it."""
+    with _opened(store) as opened:
+        held = len(opened.bank(bank))
+        if not yes:
+            typer.confirm(f"Remove {bank!r} with {held} entries and its whole log for good?", abort=True)
+        opened.drop(bank)
+        print(f"{opened.where}: bank {bank!r} is gone")
 
 
 @app.command()

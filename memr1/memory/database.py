@@ -13,6 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from memr1.errors import MemR1Error
+from memr1.memory.jsonl import canonical
 from memr1.memory.owner import FileOwner, describe, holder
 
 _LOCK_ID = 0x6D656D7231
@@ -81,22 +82,27 @@ def _postgres(target: str, owner: str | None) -> Database:
     except SQLAlchemyError as error:
         raise MemR1Error(f"store: {error}; write postgresql+psycopg://user:password@host/database") from error
     said = holder(owner)
+    owned = False
 
     @event.listens_for(engine, "connect")
     def _own(connection: Any, _: Any) -> None:
         # the lock ends with the connection that holds it, so whoever connects anew must get it anew
+        nonlocal owned
         with connection.cursor() as cursor:
             cursor.execute(f"SELECT pg_try_advisory_lock({_LOCK_ID})")
-            if not cursor.fetchone()[0]:
-                cursor.execute("SELECT to_regclass('memr1_settings') IS NOT NULL")
-                left = ""
-                if cursor.fetchone()[0]:
-                    cursor.execute("SELECT value FROM memr1_settings WHERE name = 'owner'")
-                    left = (cursor.fetchone() or ("",))[0]
-                raise MemR1Error(
-                    f"{where}: the store belongs to {describe(left)}; close it there first, or talk to that process"
-                )
+            free = cursor.fetchone()[0]
+            cursor.execute("SELECT to_regclass('memr1_settings') IS NOT NULL")
+            left = ""
+            if cursor.fetchone()[0]:
+                cursor.execute("SELECT value FROM memr1_settings WHERE name = 'owner'")
+                left = (cursor.fetchone() or ("",))[0]
         connection.commit()
+        if not free or (owned and left != canonical(said)):  # or somebody was here while the connection was lost
+            connection.close()
+            raise MemR1Error(
+                f"{where}: the store belongs to {describe(left)}; close it there first, or talk to that process"
+            )
+        owned = True
 
     return Database(engine, where, said, lambda: None)
 

@@ -135,6 +135,7 @@ class CachedEmbedder:
         self.misses = 0
         """Texts that were embedded."""
         self._vectors: OrderedDict[str, Vectors] = OrderedDict()
+        self._queries: OrderedDict[str, Vectors] = OrderedDict()  # an embedder may treat them in another way
         self._table = threading.Lock()
         self._work = threading.Lock()
 
@@ -168,21 +169,27 @@ class CachedEmbedder:
 
     def embed_query(self, text: str) -> Vectors:
         """(dim,) of a text that is searched for. An inner embedder that has an `embed_query` is asked by that."""
-        found = self._look([text])
-        if text in found:
-            with self._table:
-                self.hits += 1
-            return found[text]
         special = getattr(self.inner, "embed_query", None)
         if special is None:
             return self.embed([text])[0]
-        self.misses += 1
-        return self._store([text], special(text)[None])[text]
+        with self._table:
+            if text in self._queries:
+                self._queries.move_to_end(text)
+                self.hits += 1
+                return self._queries[text]
+        vector = self._checked(special(text)[None], 1)[0]
+        with self._table:
+            self.misses += 1
+            self._queries[text] = vector
+            while len(self._queries) > self.max_texts:
+                self._queries.popitem(last=False)
+        return vector
 
     def forget(self) -> None:
         """Remember nothing, as if new."""
         with self._table:
             self._vectors.clear()
+            self._queries.clear()
 
     def _look(self, texts: Any) -> dict[str, Vectors]:
         with self._table:
@@ -191,12 +198,16 @@ class CachedEmbedder:
                 self._vectors.move_to_end(text)
         return found
 
-    def _store(self, texts: list[str], vectors: Vectors) -> dict[str, Vectors]:
+    def _checked(self, vectors: Vectors, n: int) -> Vectors:
         vectors = np.asarray(vectors, np.float32)
-        if vectors.shape != (len(texts), self.dim) or not np.isfinite(vectors).all():
+        if vectors.shape != (n, self.dim) or not np.isfinite(vectors).all():
             raise MemR1Error(
-                f"embedder {self.name}: expected finite vectors of shape {(len(texts), self.dim)}, got {vectors.shape}"
+                f"embedder {self.name}: expected finite vectors of shape {(n, self.dim)}, got {vectors.shape}"
             )
+        return vectors
+
+    def _store(self, texts: list[str], vectors: Vectors) -> dict[str, Vectors]:
+        vectors = self._checked(vectors, len(texts))
         # copies, so that one text that stays does not keep the whole batch in memory
         fresh = {text: vector.copy() for text, vector in zip(texts, vectors, strict=True)}
         with self._table:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank
+from memr1.memory.checks import check_time
+from memr1.memory.jsonl import plain_json
 from memr1.memory.types import Event, MemoryOp, OpResult, Provenance
 
 _SCOPES = ("user_id", "agent_id", "run_id", "actor_id")
@@ -46,7 +48,7 @@ def _items(text: str, source: Path) -> list[Any]:
         value = json.loads(text)
     except ValueError:
         try:
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         except ValueError as error:
             raise MemR1Error(f"{source}: neither JSON nor JSON lines ({error})") from error
     if isinstance(value, dict) and "results" in value:
@@ -71,6 +73,8 @@ def _mem0(item: Any, where: str) -> Imported:
     for name in ("id", "created_at", "updated_at", *_SCOPES):
         if not isinstance(item.get(name), str | None):
             raise MemR1Error(f"{where}: {name}: expected a text, got {item[name]!r}")
+    check_time(item.get("created_at"), f"{where}: created_at")
+    metadata = plain_json(metadata, f"{where}: metadata")
     kept = {name: item[name] for name in ("updated_at", *_SCOPES) if item.get(name) is not None}
     return Imported(
         MemoryOp(Event.ADD, text, metadata={**metadata, **({"mem0": kept} if kept else {})}),
@@ -79,7 +83,6 @@ def _mem0(item: Any, where: str) -> Imported:
     )
 
 
-def bring_in(bank: MemoryBank, memories: Iterable[Imported]) -> Iterator[OpResult]:
-    """Apply memories to a bank one by one; yields what came of each. Duplicates are rejected, as always."""
-    for memory in memories:
-        yield from bank.apply([memory.op], provenance=memory.provenance, time=memory.time)
+def bring_in(bank: MemoryBank, memories: Iterable[Imported]) -> list[OpResult]:
+    """Apply memories to a bank one by one; what came of each. Duplicates are rejected, as always."""
+    return [r for m in memories for r in bank.apply([m.op], provenance=m.provenance, time=m.time)]

@@ -26,9 +26,15 @@ class KeptVectors:
     """An embedder in front of another one. Where the database cannot be read or written, the other one does it alone:
     a search must not fail for want of a copy."""
 
-    def __init__(self, transaction: Callable[[str], AbstractContextManager[Connection]], inner: Embedder) -> None:
-        """transaction: opens a transaction, given a word on what it is for."""
-        self._transaction, self.inner = transaction, inner
+    def __init__(
+        self,
+        transaction: Callable[[str], AbstractContextManager[Connection]],
+        still_owner: Callable[[Connection], None],
+        inner: Embedder,
+    ) -> None:
+        """transaction: opens a transaction, given a word on what it is for. still_owner: raises unless this process may
+        write."""
+        self._transaction, self._still_owner, self.inner = transaction, still_owner, inner
         self.name, self.dim = inner.name, inner.dim
 
     def embed(self, texts: Sequence[str]) -> Vectors:
@@ -71,6 +77,7 @@ class KeptVectors:
         for i in range(0, len(rows), _PER_STATEMENT):
             batch = rows[i : i + _PER_STATEMENT]
             with self._transaction("keeping vectors") as connection:
+                self._still_owner(connection)
                 connection.execute(
                     delete(tables.vectors).where(v.embedder == self.name, v.digest.in_([r["digest"] for r in batch]))
                 )

@@ -106,6 +106,8 @@ class BankState:
         self.decisions: Counter[str] = Counter()
         self.decided: dict[str, LogRecord] = {}
         """Idempotency key to the decision that was made under it."""
+        self.origins: dict[tuple[str, int], int] = {}
+        """(entry, version that a roll back or an undo wrote) to the version whose content it has; 0 for none."""
         self._shared = False
 
     def fork(self) -> BankState:
@@ -113,7 +115,7 @@ class BankState:
         other = BankState()
         other.versions, other.live = self.versions, self.live
         other.applied, other.rejected, other.decisions = self.applied, self.rejected, self.decisions
-        other.decided = self.decided
+        other.decided, other.origins = self.decided, self.origins
         self._shared = other._shared = True
         return other
 
@@ -128,6 +130,7 @@ class BankState:
             and self.rejected == other.rejected
             and self.decisions == other.decisions
             and self.decided == other.decided
+            and self.origins == other.origins
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable
@@ -153,7 +156,8 @@ class BankState:
                 self.live[key] = owner
 
     def count(self, record: LogRecord) -> None:
-        """Count one decision and the outcome of each of its operations, and remember its key."""
+        """Count one decision that was committed and the outcome of each of its operations; remember its key and what it
+        went back to."""
         self._own()
         results = record.results
         refused = bool(results) and not any(r.ok for r in results)
@@ -167,12 +171,15 @@ class BankState:
                 self.rejected[reason_code(result.reason or "")] += 1
         if record.idempotency_key is not None:
             self.decided[record.idempotency_key] = record
+        for entry_id, version in record.reverts:
+            self.origins[entry_id, len(self.versions[entry_id])] = version
 
     def _own(self) -> None:
         if self._shared:
             self.versions, self.live = dict(self.versions), dict(self.live)
             self.applied, self.rejected = self.applied.copy(), self.rejected.copy()
             self.decisions, self.decided = self.decisions.copy(), dict(self.decided)
+            self.origins = dict(self.origins)
             self._shared = False
 
 

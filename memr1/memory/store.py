@@ -11,6 +11,7 @@ store. SQLite (a path) and PostgreSQL (a URL) are reached through the same state
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import threading
@@ -53,7 +54,7 @@ class BankStore:
         self._closed = False
         self._process = os.getpid()
         inner, size = (embedder.inner, embedder.max_texts) if isinstance(embedder, CachedEmbedder) else (embedder, None)
-        self._vectors = KeptVectors(self.transaction, inner)
+        self._vectors = KeptVectors(self.transaction, self.still_owner, inner)
         self.embedder = CachedEmbedder(self._vectors, **({} if size is None else {"max_texts": size}))
         """Keeps embeddings of entries in the database, too."""
         with self.transaction("opening it") as connection:
@@ -131,12 +132,17 @@ class BankStore:
             return sorted(connection.execute(select(tables.banks.c.bank_id)).scalars())
 
     def drop(self, bank_id: str) -> None:
-        """Remove a bank with its log and every entry; `MemR1Error` when there is none. Whoever still holds the bank can
-        read it, and not write."""
+        """Remove a bank with its log, every entry and their vectors; `MemR1Error` when there is none. Whoever still
+        holds the bank can read it, and not write."""
+        _check_name(bank_id)
+        e, v = tables.entries.c, tables.vectors.c
         with self._registry:
             with self.transaction(f"dropping bank {bank_id!r}") as connection:
                 self.still_owner(connection)
-                _check_name(bank_id)
+                bodies = connection.execute(select(e.body).where(e.bank_id == bank_id)).scalars().all()
+                digests = [digest(json.loads(body)["text"]) for body in bodies]
+                for i in range(0, len(digests), PER_STATEMENT):  # other banks with these texts embed them again
+                    connection.execute(delete(tables.vectors).where(v.digest.in_(digests[i : i + PER_STATEMENT])))
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
             self._open.pop(bank_id, None)
@@ -182,7 +188,8 @@ class BankStore:
         with self._registry, self._writing:
             if not self._closed:
                 self._closed = True
-                self._database.close()
+                if os.getpid() == self._process:  # a forked process has the owner's connection in its hands
+                    self._database.close()
 
     def __enter__(self) -> BankStore:
         return self
@@ -209,9 +216,10 @@ class BankStore:
                     except SQLAlchemyError as error:
                         if self._database.engine.dialect.name == "sqlite":  # then it was rolled back
                             raise
+                        connection.invalidate()  # whatever state it is in, the next transaction gets another one
                         raise Unanswered(
                             f"{self.where}: {what}: {explained(error)}. The database did not say whether it was "
-                            "written: open the bank again, and repeat the decision under its idempotency key"
+                            "written: open the bank again and look"
                         ) from error
             except IntegrityError as error:
                 raise Conflict(f"{self.where}: {what}: {error.orig}") from error
@@ -225,7 +233,7 @@ class BankStore:
             said = describe(tables.read_setting(connection, "owner"))
             raise MemR1Error(
                 f"{self.where}: this process was owner {self.epoch} of the store, and {said} took it over as owner "
-                f"{epoch}; nothing was written. Open the store again"
+                f"{epoch}; nothing was written. Close this store, then open it again"
             )
 
     def forget(self, bank_id: str, journal: _Journal) -> None:
@@ -307,9 +315,10 @@ class _Journal:
             store.forget(bank_id, self)
             raise MemR1Error(self._dead) from error
         except Unanswered as error:
-            self._dead = str(error)
+            key = record.idempotency_key
+            self._dead = f"{error}{f', or repeat the decision under its key {key!r}' if key is not None else ''}"
             store.forget(bank_id, self)
-            raise
+            raise MemR1Error(self._dead) from error
 
 
 def _check_name(bank_id: str) -> None:

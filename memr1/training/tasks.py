@@ -6,6 +6,7 @@ before, the turn's facts, and the questions that the turn bears on.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -142,8 +143,8 @@ def _judges(
 def _hangs_on(question: Question, source: str, others: Sequence[str]) -> bool:
     """Whether the answer stands in this text and in no other: then it cannot be guessed without it, as the date of a
     session can be, or a person who is mentioned elsewhere."""
-    gold = str(question.answer).casefold()
-    return gold in source.casefold() and not any(gold in other.casefold() for other in others)
+    gold = re.compile(rf"(?<!\w){re.escape(str(question.answer))}(?!\w)", re.IGNORECASE)
+    return bool(gold.search(source)) and not any(gold.search(other) for other in others)
 
 
 def _decision_demonstration(moment: Moment, related: Sequence[MemoryEntry], world: World) -> TrainSequence | None:

@@ -8,8 +8,9 @@ from memr1.config import Config
 from memr1.data.load import load_dialogues
 from memr1.data.types import Dialogue
 
-HELD_OUT_SEED = 1
-"""Of the worlds that runs are evaluated on. Settings were tried out on those of seed 0, and on other splits."""
+HELD_OUT_SEED = 2
+"""Of the worlds that runs are evaluated on. What was learnt on those of seed 0 and 1 has shaped the settings, so they
+count as seen; raise it again when a failure on these worlds changes the method."""
 
 
 def training_dialogues(config: Config) -> list[Dialogue]:

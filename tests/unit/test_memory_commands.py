@@ -124,7 +124,10 @@ def test_memories_of_mem0_come_in_with_time_and_source(bank: Any, tmp_path: Path
         ('[{"memory": "x", "metadata": [1]}]', "memory 1: metadata: expected an object"),
         ("5", "expected a list of memories"),
         ("{", "neither JSON nor JSON lines"),
-        ('[{"memory": "x", "created_at": "yesterday"}]', "'yesterday' is not ISO 8601"),
+        (
+            '[{"memory": "x", "created_at": "yesterday"}]',
+            "mem0.json: memory 1: created_at: 'yesterday' is not ISO 8601",
+        ),
     ],
 )
 def test_a_bad_file_of_mem0_is_named(bank: Any, tmp_path: Path, content: str, message: str | None) -> None:
@@ -163,6 +166,13 @@ def test_the_facts_of_locomo_become_a_bank_for_each_conversation(bank: Any, shar
 def test_mistakes_are_named(bank: Any, arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(MemR1Error, match=message):
         bank(*arguments)
+
+
+def test_a_bank_is_dropped_after_a_question(bank: Any) -> None:
+    assert "for good?" in bank("drop", "ann", fails=True)
+    assert rows(bank("list", "--json")) == [{"bank": "ann"}]
+    bank("drop", "ann", "--yes")
+    assert rows(bank("list", "--json")) == []
 
 
 def test_a_mistyped_path_makes_no_store(bank: Any, tmp_path: Path) -> None:

@@ -340,6 +340,10 @@ def test_a_bank_goes_on_without_an_index_that_is_lost_and_takes_it_up_again(
         hits = bank.search("Ann", 5)
         server.stop()
         bank.apply([MemoryOp(Event.ADD, "Ann sings at night")])
+        bank.sync()
+        assert [h.entry.text for h in bank.fork().search("Ann sings at night", 1)] == ["Ann sings at night"]
+        with pytest.raises(MemR1Error, match="its index is lost"):
+            bank.verify()
         found = bank.search("Ann sings at night", 1)
         assert [h.entry.text for h in found] == ["Ann sings at night"]
         assert "searches without its index until rebuild_index()" in caplog.text

@@ -91,6 +91,15 @@ def test_what_was_rolled_back_keeps_its_source_and_can_be_undone(bank: MemoryBan
     bank.verify()
 
 
+def test_a_fact_told_again_is_not_a_roll_back() -> None:
+    bank = MemoryBank("b", HashEmbedder(64))
+    for said, source in (("rome", "doc1"), ("oslo", "doc2"), ("rome", "doc1")):
+        event = Event.UPDATE if bank.seq else Event.ADD
+        bank.apply([MemoryOp(event, f"ann lives in {said}", "m1" if bank.seq else None)], provenance=turn(source))
+    assert bank.undo("doc1") == ["m1"] and says(bank) == {"m1": "ann lives in oslo"}
+    bank.verify()
+
+
 def test_undo_does_not_overfill_a_bank() -> None:
     bank = MemoryBank("b", HashEmbedder(64), rules=BankRules(max_entries=2))
     bank.apply([MemoryOp(Event.ADD, "one"), MemoryOp(Event.ADD, "two")])

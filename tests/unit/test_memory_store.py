@@ -17,6 +17,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 from sqlalchemy import event, text
+from sqlalchemy.exc import OperationalError
 
 from memr1.errors import MemR1Error
 from memr1.memory import tables
@@ -174,6 +175,21 @@ def test_only_entries_leave_vectors_behind_and_damaged_ones_are_made_again(open_
     assert open_store().bank("b").search("hot tea", 2) == hits
 
 
+def test_a_fact_that_was_looked_for_before_it_was_added_leaves_its_vector_too(open_store: Open) -> None:
+    store = open_store()
+    bank = store.create("b")
+    bank.apply([add("ice is cold")])
+    bank.search("tea is hot", 1)  # as a manager does with a new fact
+    bank.apply([add("tea is hot")])
+    bank.sync()
+    count = text("SELECT COUNT(*) FROM memr1_vectors")
+    with store._database.engine.begin() as connection:
+        assert connection.execute(count).scalar() == 2
+    store.drop("b")
+    with store._database.engine.begin() as connection:
+        assert connection.execute(count).scalar() == 0
+
+
 def test_a_closed_store_s_bank_can_still_be_searched(open_store: Open) -> None:
     store = open_store()
     bank = store.create("b")
@@ -291,7 +307,7 @@ def test_a_bank_that_changed_behind_our_back_is_noticed_at_the_next_write(open_s
         bank.apply([add("two")])
 
 
-@pytest.mark.parametrize("call", ["create", "drop", "repair", "adopt"])
+@pytest.mark.parametrize("call", ["create", "drop", "repair", "adopt", "sync"])
 def test_no_call_writes_for_an_owner_that_was_superseded(open_store: Open, call: str) -> None:
     store = open_store()
     store.create("b").apply([add("one")])
@@ -304,6 +320,11 @@ def test_no_call_writes_for_an_owner_that_was_superseded(open_store: Open, call:
         "repair": lambda: store.repair("b"),
         "adopt": lambda: store.adopt(plain),
     }
+    if call == "sync":  # vectors are only a copy: the search goes on, and nothing is written
+        assert [h.entry.text for h in store.bank("b").search("one", 1)] == ["one"]
+        with store._database.engine.begin() as connection:
+            assert connection.execute(text("SELECT COUNT(*) FROM memr1_vectors")).scalar() == 0
+        return
     with pytest.raises(MemR1Error, match="took it over as owner 99; nothing was written"):
         calls[call]()
     assert store.names() == ["b"]
@@ -317,20 +338,97 @@ def test_whoever_closes_the_store_gives_up_its_lock(open_store: Open) -> None:
     open_store().close()
 
 
-def test_a_forked_process_is_not_the_owner(tmp_path: Path) -> None:
+def test_a_forked_process_is_not_the_owner_and_leaves_it_alone(open_store: Open, target: str) -> None:
     import os
 
-    with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
-        bank = store.create("b")
-        child = os.fork()
-        if child == 0:
-            try:
+    store = open_store()
+    bank = store.create("b")
+    child = os.fork()
+    if child == 0:
+        code = 9
+        try:
+            with store:
                 bank.apply([add("from the child")])
-            except MemR1Error as error:
-                os._exit(7 if "was forked from the owner" in str(error) else 8)
-            os._exit(9)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-        assert bank.apply([add("one")])[0].entry_id == "m1"
+        except MemR1Error as error:
+            code = 7 if "was forked from the owner" in str(error) else 8
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert bank.apply([add("one")])[0].entry_id == "m1"
+    assert "belongs to" in ask_from_another_process(target)
+
+
+# -- a server that goes away ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server_store(server: str) -> Iterator[BankStore]:
+    store = BankStore.open(server, HashEmbedder(64))
+    yield store
+    store.close()
+    from sqlalchemy import create_engine
+
+    engine = create_engine(server)
+    tables.metadata.drop_all(engine)
+    engine.dispose()
+
+
+def cut_connections(server: str) -> None:
+    """End every session but this one, as a restart of the server does."""
+    import psycopg
+
+    with psycopg.connect(server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() "
+            "AND backend_type = 'client backend'"
+        )
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_commit_without_an_answer_is_settled_by_its_key(server: str, server_store: BankStore, written: bool) -> None:
+    bank = server_store.create("b")
+
+    cuts: list[int] = []
+
+    def cut(connection: Any) -> None:
+        if cuts:
+            return
+        cuts.append(1)
+        if not written:
+            cut_connections(server)
+            return
+        connection.connection.dbapi_connection.commit()
+        cut_connections(server)
+        # a driver that has nothing left to commit sends nothing: this is what it says when the answer is lost
+        raise OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+
+    event.listen(server_store._database.engine, "commit", cut)
+    with pytest.raises(MemR1Error, match="did not say whether it was written.*repeat the decision under its key 'k'"):
+        bank.apply([add("one")], idempotency_key="k")
+    with pytest.raises(MemR1Error, match="did not say whether it was written"):
+        bank.apply([add("two")])  # this bank does not know what it holds
+    again = server_store.bank("b")
+    assert again is not bank and again.seq == int(written)
+    assert again.apply([add("one")], idempotency_key="k")[0].entry_id == "m1"
+    assert again.seq == 1
+    server_store.verify("b")
+
+
+def test_an_owner_that_lost_its_connection_does_not_come_back_behind_another(
+    server: str, server_store: BankStore
+) -> None:
+    bank = server_store.create("b")
+    bank.apply([add("one")])
+    cut_connections(server)
+    with pytest.raises(MemR1Error):
+        bank.apply([add("two")])  # the connection is found dead
+    with BankStore.open(server, HashEmbedder(64), owner="B") as other:
+        other.bank("b").apply([add("three")])
+    for _ in range(2):
+        with pytest.raises(MemR1Error, match="the store belongs to B"):
+            bank.apply([add("four")])
+    with BankStore.open(server, HashEmbedder(64), owner="C") as other:
+        assert [e.text for e in other.bank("b").entries()] == ["one", "three"]
 
 
 # -- threads ----------------------------------------------------------------------------------------------------

@@ -197,6 +197,17 @@ def test_every_entry_in_sight_is_watched_by_a_question_where_there_is_one() -> N
     assert watched > 50
 
 
+def test_answers_stand_in_a_text_as_words() -> None:
+    dialogue = own(
+        (
+            Question("q1", "Who lives where?", "Os", "one", evidence=("1",)),  # no word of "Oslo"
+            Question("q2", "Where does Ana live?", "oslo", "one", evidence=("1",)),
+            Question("q3", "Who keeps bees?", "Ben", "one", evidence=("3",)),
+        )
+    )
+    assert judges(dialogue)["3"] == ["Who keeps bees?", "Where does Ana live?"]
+
+
 def test_where_questions_are_asked_after_turns_those_alone_pay_the_turn() -> None:
     dialogue = own(
         (
