@@ -72,7 +72,7 @@ def durable_writes(folder: Path, n: int) -> None:
     import chromadb
 
     client = chromadb.PersistentClient(str(folder / "chroma"))
-    collection = client.create_collection("c", embedding_function=None, configuration={"hnsw": {"space": "cosine"}})
+    collection = client.create_collection("bench", embedding_function=None, configuration={"hnsw": {"space": "cosine"}})
     vectors = unit(n * 101)
 
     def chroma(ids: list[int]) -> None:
