@@ -201,6 +201,10 @@ def rebuild(bank: Name, store: Store = _STORE, embedder: EmbedderName = _EMBEDDE
     print(f"{bank}: entries, vectors and index were made again from the log")
 
 
+def _tell_changed(bank: str, changed: Sequence[str]) -> None:
+    print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
+
+
 @app.command()
 def rollback(
     bank: Name,
@@ -210,7 +214,7 @@ def rollback(
     """Give every entry the content it had after a decision. The log keeps what came later."""
     with _opened(store) as opened:
         changed = opened.bank(bank).rollback(seq, time=_now(), actor="user")
-    print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
+    _tell_changed(bank, changed)
 
 
 @app.command()
@@ -222,7 +226,7 @@ def undo(
     """Undo what came from one source, where nothing has changed it since."""
     with _opened(store) as opened:
         changed = opened.bank(bank).undo(turn, time=_now(), actor="user")
-    print(f"{bank}: {len(changed)} entries changed{': ' if changed else ''}{', '.join(changed)}")
+    _tell_changed(bank, changed)
 
 
 @app.command("export")

@@ -14,8 +14,6 @@ from memr1.memory import tables
 from memr1.memory.embed import Embedder
 from memr1.memory.index import Vectors
 
-_PER_STATEMENT = 500
-
 
 def digest(text: str) -> str:
     """Name of a text in the table."""
@@ -58,8 +56,8 @@ class KeptVectors:
     def _read(self, digests: Sequence[str]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}
         v = tables.vectors.c
-        for i in range(0, len(digests), _PER_STATEMENT):
-            batch = digests[i : i + _PER_STATEMENT]
+        for i in range(0, len(digests), tables.PER_STATEMENT):
+            batch = digests[i : i + tables.PER_STATEMENT]
             with self._transaction("reading vectors") as connection:
                 rows = connection.execute(
                     select(v.digest, v.vector).where(v.embedder == self.name, v.digest.in_(batch))
@@ -74,8 +72,8 @@ class KeptVectors:
     def _write(self, fresh: dict[str, Vectors]) -> None:
         rows = [{"embedder": self.name, "digest": d, "vector": v.tobytes()} for d, v in fresh.items()]
         v = tables.vectors.c
-        for i in range(0, len(rows), _PER_STATEMENT):
-            batch = rows[i : i + _PER_STATEMENT]
+        for i in range(0, len(rows), tables.PER_STATEMENT):
+            batch = rows[i : i + tables.PER_STATEMENT]
             with self._transaction("keeping vectors") as connection:
                 self._still_owner(connection)
                 connection.execute(

@@ -35,9 +35,6 @@ from memr1.memory.owner import describe
 from memr1.memory.state import BankRules, is_unicode
 from memr1.memory.types import MemoryEntry
 
-PER_STATEMENT = 500
-"""Rows that are written by one statement at most; SQLite counts the parameters of a statement."""
-
 Changes = Sequence[tuple[MemoryEntry | None, MemoryEntry]]
 
 
@@ -121,8 +118,8 @@ class BankStore:
         with self._registry:
             with self.transaction(f"adopting bank {bank_id!r}") as connection:
                 self._new_row(connection, bank_id, secrets.token_hex(16), rules)
-                for i in range(0, len(rows), PER_STATEMENT):
-                    connection.execute(insert(tables.records), rows[i : i + PER_STATEMENT])
+                for i in range(0, len(rows), tables.PER_STATEMENT):
+                    connection.execute(insert(tables.records), rows[i : i + tables.PER_STATEMENT])
                 _write_entries(connection, bank_id, newest, known=frozenset())
             return self.bank(bank_id)
 
@@ -141,8 +138,10 @@ class BankStore:
                 self.still_owner(connection)
                 bodies = connection.execute(select(e.body).where(e.bank_id == bank_id)).scalars().all()
                 digests = [digest(json.loads(body)["text"]) for body in bodies]
-                for i in range(0, len(digests), PER_STATEMENT):  # other banks with these texts embed them again
-                    connection.execute(delete(tables.vectors).where(v.digest.in_(digests[i : i + PER_STATEMENT])))
+                for i in range(0, len(digests), tables.PER_STATEMENT):  # other banks with these texts embed them again
+                    connection.execute(
+                        delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT]))
+                    )
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
             self._open.pop(bank_id, None)
@@ -178,8 +177,10 @@ class BankStore:
                 self.still_owner(connection)
                 connection.execute(delete(tables.entries).where(tables.entries.c.bank_id == bank_id))
                 _write_entries(connection, bank_id, newest, known=frozenset())
-                for i in range(0, len(digests), PER_STATEMENT):
-                    connection.execute(delete(tables.vectors).where(v.digest.in_(digests[i : i + PER_STATEMENT])))
+                for i in range(0, len(digests), tables.PER_STATEMENT):
+                    connection.execute(
+                        delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT]))
+                    )
             self.embedder.forget()
             bank.rebuild_index()
 
@@ -347,5 +348,5 @@ def _write_entries(connection: Connection, bank_id: str, changed: Sequence[Memor
                 update(t).where(t.c.bank_id == bank_id, t.c.entry_id == row["entry_id"]).values(body=row["body"])
             )
     new = [{"bank_id": bank_id, **row} for row in rows if row["entry_id"] not in known]
-    for i in range(0, len(new), PER_STATEMENT):
-        connection.execute(insert(t), new[i : i + PER_STATEMENT])
+    for i in range(0, len(new), tables.PER_STATEMENT):
+        connection.execute(insert(t), new[i : i + tables.PER_STATEMENT])

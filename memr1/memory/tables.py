@@ -27,6 +27,9 @@ from memr1.errors import MemR1Error
 SCHEMA_VERSION = 1
 """Raised by one with every change of the tables, together with a step in `_MIGRATIONS`."""
 
+PER_STATEMENT = 500
+"""Rows that one statement reads or writes at most; SQLite counts the parameters of a statement."""
+
 metadata = MetaData()
 
 settings = Table(
