@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from memr1.memory.bank import Snapshot as Snapshot
     from memr1.memory.chroma_index import ChromaIndex as ChromaIndex
     from memr1.memory.embed import load_embedder as load_embedder
+    from memr1.memory.erasure import Erasure as Erasure
     from memr1.memory.index import ExactIndex as ExactIndex
     from memr1.memory.oplog import LogRecord as LogRecord
     from memr1.memory.oplog import OpLog as OpLog
+    from memr1.memory.scopes import Scope as Scope
+    from memr1.memory.scopes import ScopedBanks as ScopedBanks
     from memr1.memory.state import REASONS as REASONS
     from memr1.memory.state import BankRules as BankRules
     from memr1.memory.store import BankStore as BankStore
@@ -33,8 +36,10 @@ _HOMES = {
     "bank": ("BankStats", "MemoryBank", "Snapshot"),
     "chroma_index": ("ChromaIndex",),
     "embed": ("load_embedder",),
+    "erasure": ("Erasure",),
     "index": ("ExactIndex",),
     "oplog": ("LogRecord", "OpLog"),
+    "scopes": ("Scope", "ScopedBanks"),
     "state": ("REASONS", "BankRules"),
     "store": ("BankStore",),
     "types": ("Event", "Hit", "MemoryEntry", "MemoryOp", "OpResult", "Provenance"),

@@ -19,6 +19,7 @@ from memr1.errors import MemR1Error
 from memr1.memory.bm25 import BM25Retriever
 from memr1.memory.checks import check_actor, check_key, check_op, check_provenance, check_time
 from memr1.memory.embed import CachedEmbedder, Embedder
+from memr1.memory.erasure import Erasure, contents, redacted
 from memr1.memory.filters import Predicate, compile_filters, parse_moment
 from memr1.memory.fusion import fuse
 from memr1.memory.index import ExactIndex, IndexLost, VectorIndex, best
@@ -42,6 +43,15 @@ class Journal(Protocol):
 
         When this raises, the bank stays as it was.
         """
+
+    def erase(
+        self, record: LogRecord, rewritten: Sequence[LogRecord], entries: Sequence[MemoryEntry], texts: frozenset[str]
+    ) -> None:
+        """Make the record durable, let these records and entries replace those of their numbers and ids, and drop the
+        vectors of the texts. When this raises, the bank stays as it was."""
+
+    def wipe(self, entry_ids: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:
+        """Leave no copy of what these entries said in places that were given up; other places that hold a text."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,8 @@ class BankStats:
     """Entries that a search can find."""
     deleted: int
     """Tombstones."""
+    erased: int
+    """Entries whose content is gone for good."""
     decisions_rejected: int
     """Decisions of which no operation was applied."""
     events: dict[str, int]
@@ -149,7 +161,7 @@ class MemoryBank:
         with self._lock:
             if idempotency_key is not None and idempotency_key in self._state.decided:
                 earlier = self._state.decided[idempotency_key]
-                if earlier.ops != tuple(checked):
+                if not _same_decision(earlier.ops, checked):
                     raise MemR1Error(
                         f"idempotency_key: {idempotency_key!r} was used for other operations in decision "
                         f"{earlier.seq}; give every decision a key of its own"
@@ -191,6 +203,8 @@ class MemoryBank:
             wanted = []
             for entry_id, chain in self._state.versions.items():
                 version = len(then.versions.get(entry_id, ()))
+                if chain[-1].status == "erased":
+                    continue
                 if version < len(chain) and not _same_content(chain[-1], chain[version - 1] if version else None):
                     wanted.append((entry_id, version))
             return self._revert(wanted, provenance, time, actor)
@@ -207,6 +221,8 @@ class MemoryBank:
         with self._lock:
             wanted = []
             for entry_id, chain in self._state.versions.items():
+                if chain[-1].status == "erased":
+                    continue
                 version = self._origin(entry_id, len(chain))
                 while version and turn_id in chain[version - 1].provenance.turn_ids:
                     version = self._origin(entry_id, version - 1)
@@ -240,6 +256,78 @@ class MemoryBank:
         )
         self._decide(record, draft)
         return [entry_id for entry_id, _ in wanted]
+
+    def erase(
+        self,
+        entry_ids: Sequence[str],
+        *,
+        provenance: Provenance = _UNKNOWN,
+        time: str | None = None,
+        actor: str | None = None,
+    ) -> Erasure:
+        """Take the content of entries out of everything: all their versions, the log, the index, kept vectors.
+
+        That they were there, when, and from which turn stays on record. This cannot be undone or rolled back, and a
+        store searches its database afterwards and says where else one of the texts stands. Forks, snapshots and files
+        that were made before are copies and keep what they hold. `MemR1Error` for an id never given out.
+        """
+        provenance = check_provenance(provenance)
+        check_time(time, "time")
+        check_actor(actor)
+        if isinstance(entry_ids, str):
+            raise MemR1Error(f"entry_ids: expected several ids, got {entry_ids!r}; write [{entry_ids!r}]")
+        with self._lock:
+            for entry_id in entry_ids:
+                if entry_id not in self._state.versions:
+                    raise MemR1Error(f"{entry_id}: was never in bank {self.bank_id!r}; nothing was erased")
+            wanted = tuple(
+                i for i in dict.fromkeys(entry_ids) if any(e.text or e.metadata for e in self._state.versions[i])
+            )
+            texts = contents(e for i in wanted for e in self._state.versions[i])
+            rewritten: list[LogRecord] = []
+            if wanted:
+                log, rewritten = redacted(self._log, wanted, texts)
+                record = LogRecord(
+                    seq=log.seq + 1,
+                    results=(),
+                    provenance=provenance,
+                    time=time,
+                    actor=actor if actor is not None else provenance.role,
+                    erases=wanted,
+                )
+                log.append(record)
+                after = MemoryBank.replay(log, self.embedder)._state
+                if self.journal is not None:
+                    self.journal.erase(record, rewritten, [after.versions[i][-1] for i in wanted], texts)
+                self._log, self._state, self._words = log, after, None
+                self.embedder.forget()
+                self._mark_all()
+                self.sync()
+            # also when nothing is left to erase: an erasure whose wiping failed is finished by asking again
+            also_in = self.journal.wipe(entry_ids, texts) if self.journal is not None else ()
+            return Erasure(wanted, tuple(r.seq for r in rewritten), also_in)
+
+    def purge(
+        self,
+        deleted_before: str,
+        *,
+        provenance: Provenance = _UNKNOWN,
+        time: str | None = None,
+        actor: str | None = None,
+    ) -> Erasure:
+        """Erase the entries that were deleted before a time (ISO 8601): the end of their retention. Tombstones without
+        a time stay: nobody knows how old they are."""
+        check_time(deleted_before, "deleted_before")
+        moment = parse_moment(deleted_before)
+        with self._lock:
+            old = [
+                entry_id
+                for entry_id, chain in self._state.versions.items()
+                if chain[-1].status == "deleted"
+                and chain[-1].updated_at is not None
+                and parse_moment(chain[-1].updated_at) < moment
+            ]
+            return self.erase(old, provenance=provenance, time=time, actor=actor)
 
     def _decide(self, record: LogRecord, draft: Draft) -> None:
         if self.journal is not None:
@@ -300,10 +388,12 @@ class MemoryBank:
             applied = dict(self._state.applied)
             unchanged = applied.pop("UPDATE_UNCHANGED", 0)
             live = len(self._state.live)
+            erased = sum(chain[-1].status == "erased" for chain in self._state.versions.values())
             return BankStats(
                 seq=self._log.seq,
                 live=live,
-                deleted=len(self._state.versions) - live,
+                deleted=len(self._state.versions) - live - erased,
+                erased=erased,
                 decisions_rejected=self._state.decisions["rejected"],
                 events=applied,
                 unchanged=unchanged,
@@ -403,6 +493,8 @@ class MemoryBank:
         then = []
         with self._lock:
             for chain in self._state.versions.values():
+                if chain[-1].status == "erased":
+                    continue
                 known = [e for e in chain if e.updated_at is None or parse_moment(e.updated_at) <= moment]
                 if known and known[-1].status == "live":
                     then.append(known[-1])
@@ -503,13 +595,14 @@ class MemoryBank:
                 bank._state, None, provenance=record.provenance, time=record.time, event_time=record.event_time
             )
             for i, result in enumerate(record.results):
-                if result.ok and draft.run(result.op) != result:
+                if result.ok and draft.rerun(result) != result:
                     raise MemR1Error(
                         f"record {record.seq}, operation {i + 1}: {_describe(result.op)} is logged as applied, which "
                         "the records before it rule out; the log is not one that a bank wrote"
                     )
             try:
                 draft.revert(record.reverts)
+                draft.erase(record.erases)
             except MemR1Error as error:
                 raise MemR1Error(f"record {record.seq}: {error}; the log is not one that a bank wrote") from error
             bank._log.append(record)
@@ -613,6 +706,13 @@ def _same_content(a: MemoryEntry, b: MemoryEntry | None) -> bool:
     if b is None or b.status != "live" or a.status != "live":
         return a.status != "live" and (b is None or b.status != "live")
     return (a.text, a.metadata, a.kind, a.event_time) == (b.text, b.metadata, b.kind, b.event_time)
+
+
+def _same_decision(earlier: Sequence[MemoryOp], ops: Sequence[MemoryOp]) -> bool:
+    """Whether operations repeat a decision; what was erased from it cannot be compared."""
+    return len(earlier) == len(ops) and all(
+        (a.event, a.entry_id) == (b.event, b.entry_id) if a.erased else a == b for a, b in zip(earlier, ops, strict=True)
+    )
 
 
 def index_key(entry: MemoryEntry, embedder: str) -> str:

@@ -28,6 +28,8 @@ def check_op(op: MemoryOp, where: str) -> MemoryOp:
     _check(op.expected_version, f"{where}.expected_version", int, optional=True)
     _check(op.kind, f"{where}.kind", str)
     _check(op.metadata, f"{where}.metadata", dict)
+    if op.erased is not False:
+        raise MemR1Error(f"{where}.erased: only logs hold erased operations; use MemoryBank.erase")
     if _depth(op.metadata) > DEEPEST_METADATA:
         raise MemR1Error(f"{where}.metadata: more than {DEEPEST_METADATA} lists and objects inside one another")
     return dataclasses.replace(op, metadata=plain_json(op.metadata, f"{where}.metadata"))
@@ -60,6 +62,14 @@ def check_provenance(provenance: Provenance) -> Provenance:
         _check(getattr(provenance, name), f"provenance.{name}", str, optional=True)
     _check(provenance.weight_version, "provenance.weight_version", int, optional=True)
     return dataclasses.replace(provenance, turn_ids=turn_ids)
+
+
+def check_bank_id(bank_id: str) -> None:
+    """`MemR1Error` unless a bank may be kept under this id."""
+    if not isinstance(bank_id, str) or not 0 < len(bank_id) <= 255 or "\0" in bank_id or not is_unicode(bank_id):
+        raise MemR1Error(f"bank_id: expected a text of 1 to 255 characters without NUL, got {bank_id!r}")
+    if bank_id.startswith("@") and bank_id.count("/") < 3:
+        raise MemR1Error(f"bank_id: {bank_id!r} begins with @, as the banks of scopes do; use BankStore.scoped")
 
 
 def check_actor(actor: str | None) -> None:

@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,8 @@ from memr1.errors import MemR1Error
 
 if TYPE_CHECKING:
     from memr1.memory.bank import MemoryBank
+    from memr1.memory.erasure import Erasure
+    from memr1.memory.scopes import Scope
     from memr1.memory.store import BankStore
     from memr1.memory.types import OpResult
 
@@ -34,7 +37,29 @@ Name = Annotated[str, typer.Argument(metavar="BANK", help="Name of the bank.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, instead of a table.")]
 Turn = Annotated[str | None, typer.Option("--turn", help="Id of the turn or document that this comes from.")]
 
+Day = Annotated[str | None, typer.Option("--as-of", help="ISO 8601 time: what the bank held then.")]
+
 _STORE, _EMBEDDER = "memory.db", "minilm"
+_scope: ContextVar[Scope | None] = ContextVar("scope", default=None)
+"""The scope that was named before the command."""
+
+
+@app.callback()
+def scope(
+    user: Annotated[str | None, typer.Option("--user", help="Only this user's banks.")] = None,
+    agent: Annotated[str | None, typer.Option("--agent", help="Only this agent's banks.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Only this run's banks.")] = None,
+) -> None:
+    """Create, fill, search, check and move memory banks."""
+    from memr1.memory.scopes import Scope
+
+    _scope.set(None if (user, agent, run) == (None, None, None) else Scope(user, agent, run))
+
+
+def _id(bank: str) -> str:
+    """Id in the store of a bank that was named, in the scope of this command."""
+    scope = _scope.get()
+    return bank if scope is None else scope.bank_id(bank)
 
 
 @contextmanager
@@ -82,16 +107,25 @@ def _find(bank: MemoryBank, entry_id: str) -> list[Any]:
 
 @app.command("list")
 def list_banks(store: Store = _STORE, as_json: AsJson = False) -> None:
-    """List the banks of a store."""
+    """List the banks of a store, or of a scope and those within it."""
+    from memr1.memory.scopes import Scope
+
+    scope = _scope.get() or Scope()
+    rows = []
     with _opened(store) as opened:
-        _show([{"bank": name} for name in opened.names()], as_json, ("bank",))
+        for name in opened.names():
+            whose, own = Scope.of(name) or (Scope(), name)
+            if scope.covers(whose):
+                rows.append({"user": whose.user_id, "agent": whose.agent_id, "run": whose.run_id, "bank": own})
+    owned = [c for c in ("user", "agent", "run") if any(row[c] for row in rows)]
+    _show(rows, as_json, (*owned, "bank"))
 
 
 @app.command()
 def create(bank: Name, store: Store = _STORE) -> None:
     """Make an empty bank, and the store where there is none."""
     with _opened(store, create=True) as opened:
-        opened.create(bank)
+        opened.create(_id(bank))
         print(f"{opened.where}: bank {bank!r} is there")
 
 
@@ -110,7 +144,7 @@ def add(
     from memr1.memory.types import Event, MemoryOp, Provenance
 
     with _opened(store) as opened:
-        results = opened.bank(bank).apply(
+        results = opened.bank(_id(bank)).apply(
             [MemoryOp(Event.ADD, text) for text in texts],
             provenance=Provenance(turn_ids=(turn,) if turn else (), role="user"),
             time=_now(),
@@ -130,17 +164,19 @@ def search(
     filters: Annotated[
         str | None, typer.Option("--filter", help="""JSON, for example '{"speaker": "Ann"}' (docs/memory.md).""")
     ] = None,
+    by: Annotated[str, typer.Option("--by", help="vector, words (BM25) or hybrid.")] = "vector",
+    as_of: Day = None,
     store: Store = _STORE,
     embedder: EmbedderName = _EMBEDDER,
     as_json: AsJson = False,
 ) -> None:
-    """Search what is live."""
+    """Search what is live, or was at a time."""
     try:
         wanted = json.loads(filters) if filters is not None else None
     except ValueError as error:
         raise MemR1Error(f'--filter: not JSON ({error}); write \'{{"speaker": "Ann"}}\'') from error
     with _opened(store, embedder) as opened:
-        hits = opened.bank(bank).search(query, k, filters=wanted)
+        hits = opened.bank(_id(bank)).search(query, k, filters=wanted, by=by, as_of=as_of)
     rows = [_entry(h.entry, score=round(h.score, 4)) for h in hits]
     _show(rows, as_json, ("score", "id", "text", "event_time"))
 
@@ -154,7 +190,7 @@ def history(
 ) -> None:
     """Every version of an entry, oldest first."""
     with _opened(store) as opened:
-        rows = [_entry(e) for e in _find(opened.bank(bank), entry_id)]
+        rows = [_entry(e) for e in _find(opened.bank(_id(bank)), entry_id)]
     _show(rows, as_json, ("version", "status", "text", "updated_at"))
 
 
@@ -167,7 +203,7 @@ def log(
 ) -> None:
     """The decisions, one row for each operation."""
     with _opened(store) as opened:
-        records = list(opened.bank(bank).log)[-last if last > 0 else 0 :]
+        records = list(opened.bank(_id(bank)).log)[-last if last > 0 else 0 :]
     if as_json:
         _show([r.to_json() for r in records], True, ())
         return
@@ -178,6 +214,7 @@ def log(
             {**said, "event": o.op.event, "id": o.entry_id or o.op.entry_id, "text": o.op.text, "rejected": o.reason}
             for o in r.results
         ]
+        rows += [{**said, "event": "ERASE", "id": i} for i in r.erases]
         rows += [
             {**said, "event": "REVERT", "id": i, "text": f"to version {v}" if v else "deleted"} for i, v in r.reverts
         ]
@@ -188,7 +225,7 @@ def log(
 def verify(bank: Name, store: Store = _STORE) -> None:
     """Replay the log and compare it with the stored entries; an error names the first that differs."""
     with _opened(store) as opened:
-        opened.verify(bank)
+        opened.verify(_id(bank))
     print(f"{bank}: log and entries agree")
 
 
@@ -196,8 +233,8 @@ def verify(bank: Name, store: Store = _STORE) -> None:
 def rebuild(bank: Name, store: Store = _STORE, embedder: EmbedderName = _EMBEDDER) -> None:
     """Make entries, vectors and index again from the log."""
     with _opened(store, embedder) as opened:
-        opened.repair(bank)
-        opened.verify(bank)
+        opened.repair(_id(bank))
+        opened.verify(_id(bank))
     print(f"{bank}: entries, vectors and index were made again from the log")
 
 
@@ -213,7 +250,7 @@ def rollback(
 ) -> None:
     """Give every entry the content it had after a decision. The log keeps what came later."""
     with _opened(store) as opened:
-        changed = opened.bank(bank).rollback(seq, time=_now(), actor="user")
+        changed = opened.bank(_id(bank)).rollback(seq, time=_now(), actor="user")
     _tell_changed(bank, changed)
 
 
@@ -225,8 +262,42 @@ def undo(
 ) -> None:
     """Undo what came from one source, where nothing has changed it since."""
     with _opened(store) as opened:
-        changed = opened.bank(bank).undo(turn, time=_now(), actor="user")
+        changed = opened.bank(_id(bank)).undo(turn, time=_now(), actor="user")
     _tell_changed(bank, changed)
+
+
+@app.command()
+def erase(
+    bank: Name,
+    entry_ids: Annotated[list[str], typer.Argument(metavar="ENTRY...", help="Ids of entries, such as m3.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    store: Store = _STORE,
+) -> None:
+    """Take the content of entries out of everything, log and earlier versions included, for good."""
+    with _opened(store) as opened:
+        if not yes:
+            typer.confirm(f"Erase {', '.join(entry_ids)} of {bank!r} for good?", abort=True)
+        _tell_erased(bank, opened.bank(_id(bank)).erase(entry_ids, time=_now(), actor="user"))
+
+
+@app.command()
+def purge(
+    bank: Name,
+    deleted_before: Annotated[str, typer.Argument(help="ISO 8601 time, such as 2024-05-01.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    store: Store = _STORE,
+) -> None:
+    """Erase the entries that were deleted before a time."""
+    with _opened(store) as opened:
+        if not yes:
+            typer.confirm(f"Erase what was deleted in {bank!r} before {deleted_before} for good?", abort=True)
+        _tell_erased(bank, opened.bank(_id(bank)).purge(deleted_before, time=_now(), actor="user"))
+
+
+def _tell_erased(bank: str, erasure: Erasure) -> None:
+    print(f"{bank}: {len(erasure.entries)} entries erased, from {len(erasure.rewritten)} decisions")
+    for place in erasure.also_in:
+        print(f"also said in {place}, which stays")
 
 
 @app.command("export")
@@ -235,7 +306,7 @@ def export_bank(
 ) -> None:
     """Write a bank with its whole history as JSON lines."""
     with _opened(store) as opened:
-        opened.bank(bank).dump(path)
+        opened.bank(_id(bank)).dump(path)
     print(f"{path}: written")
 
 
@@ -264,11 +335,11 @@ def import_bank(
             raise MemR1Error(f"--from: {source!r} is not known; use memr1, mem0 or locomo")
         if bank is not None and len(made) != 1:
             raise MemR1Error(f"--as: {path} holds {len(made)} banks; leave the name out, each has its own")
-        taken = {bank or new.bank_id for new in made} & set(opened.names())
+        taken = {_id(bank or new.bank_id) for new in made} & set(opened.names())
         if taken:
             raise MemR1Error(f"{opened.where}: there is a bank {min(taken)!r} already; nothing was imported")
         for new in made:
-            kept = opened.adopt(new, bank)
+            kept = opened.adopt(new, _id(bank or new.bank_id))
             print(f"{opened.where}: bank {kept.bank_id!r} has {len(kept)} entries from {kept.seq} decisions")
 
 
@@ -303,10 +374,10 @@ def drop(
 ) -> None:
     """Remove a bank with its log, for good. `export` it first to keep it."""
     with _opened(store) as opened:
-        held = len(opened.bank(bank))
+        held = len(opened.bank(_id(bank)))
         if not yes:
             typer.confirm(f"Remove {bank!r} with {held} entries and its whole log for good?", abort=True)
-        opened.drop(bank)
+        opened.drop(_id(bank))
         print(f"{opened.where}: bank {bank!r} is gone")
 
 
@@ -314,7 +385,7 @@ def drop(
 def stats(bank: Name, store: Store = _STORE, as_json: AsJson = False) -> None:
     """Counts of decisions, operations, rejections and entries."""
     with _opened(store) as opened:
-        counts = dataclasses.asdict(opened.bank(bank).stats())
+        counts = dataclasses.asdict(opened.bank(_id(bank)).stats())
     if as_json:
         print(json.dumps(counts))
         return

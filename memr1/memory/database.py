@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,17 @@ class Database:
     """Who owns it: this process."""
     release: Callable[[], None]
     """Gives the lock back, after the connection is closed."""
+
+    def wipe(self, tables: Sequence[str]) -> None:
+        """Write the tables anew, so that nothing of deleted or changed rows is left in the database's own files."""
+        with self.engine.connect() as opened:
+            connection = opened.execution_options(isolation_level="AUTOCOMMIT")
+            if self.engine.dialect.name == "sqlite":
+                connection.exec_driver_sql("VACUUM")
+                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+            else:
+                for table in tables:
+                    connection.exec_driver_sql(f"VACUUM FULL {table}")
 
     def close(self) -> None:
         """Close the connection and give up ownership."""
@@ -65,7 +76,8 @@ def open_database(target: str | os.PathLike[str], owner: str | None, *, create: 
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if connection.get_execution_options().get("isolation_level") != "AUTOCOMMIT":
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return Database(engine, str(path), lock.holder, lock.release)
 

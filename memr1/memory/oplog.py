@@ -38,6 +38,8 @@ class LogRecord:
     """The caller's name for this decision; a second one of the same name is not applied."""
     reverts: tuple[tuple[str, int], ...] = ()
     """Of a roll back or an undo: (entry, the version whose content it got back, 0 for none: it is deleted)."""
+    erases: tuple[str, ...] = ()
+    """Of an erasure: the entries whose content is gone from this record's past, too."""
 
     @property
     def ops(self) -> tuple[MemoryOp, ...]:
@@ -60,8 +62,9 @@ class LogRecord:
             # left out where there is none: logs from before there were keys stay what they are, to the byte
             **({} if self.idempotency_key is None else {"idempotency_key": self.idempotency_key}),
             **({} if not self.reverts else {"reverts": [list(r) for r in self.reverts]}),
+            **({} if not self.erases else {"erases": list(self.erases)}),
             "provenance": provenance_to_json(self.provenance),
-            "results": [{**vars(r), "op": {**vars(r.op), "event": r.op.event.value}} for r in self.results],
+            "results": [{**vars(r), "op": _op_to_json(r.op)} for r in self.results],
         }
 
     @classmethod
@@ -77,6 +80,7 @@ class LogRecord:
             on_reject=fields.take("on_reject", str),
             idempotency_key=fields.take("idempotency_key", str) if "idempotency_key" in fields else None,
             reverts=_reverts(fields) if "reverts" in fields else (),
+            erases=fields.texts("erases") if "erases" in fields else (),
         )
         fields.end()
         return record
@@ -89,6 +93,13 @@ def _reverts(fields: Fields) -> tuple[tuple[str, int], ...]:
             raise fields.fail("reverts", f"expected pairs of an entry id and a version, got {pair!r}")
         pairs.append((pair[0], pair[1]))
     return tuple(pairs)
+
+
+def _op_to_json(op: MemoryOp) -> dict[str, Any]:
+    body = {**vars(op), "event": op.event.value}
+    if not op.erased:
+        del body["erased"]
+    return body
 
 
 def provenance_to_json(provenance: Provenance) -> dict[str, Any]:
@@ -139,6 +150,7 @@ def _op(fields: Fields) -> MemoryOp:
         expected_version=fields.take("expected_version", int, None),
         kind=fields.take("kind", str),
         metadata=fields.take("metadata", dict),
+        erased=fields.take("erased", bool) if "erased" in fields else False,
     )
     fields.end()
     return op

@@ -22,12 +22,12 @@ REASONS: dict[str, str] = {
     "deleted_id": "the entry was deleted before",
     "version_conflict": "the entry has another version than the operation expects",
     "empty_text": "ADD or UPDATE without content",
-    "invalid_text": "content that is not valid Unicode (a lone surrogate)",
+    "invalid_text": "content with a lone surrogate or a NUL",
     "too_long": "content longer than the bank allows",
     "duplicate_content": "another live entry has the same content, up to case and white space",
     "unknown_kind": "ADD of a kind that the bank does not hold",
     "kind_mismatch": "UPDATE whose kind is not the kind of the entry",
-    "bank_full": "the bank holds as many live entries as it may",
+    "bank_full": "the bank holds as many live entries, or as many characters, as it may",
     "aborted": "nothing wrong with this operation, but another one of its decision was rejected",
 }
 """Every reason for which an operation is rejected. The codes are stable: logs, metrics and clients rely on them."""
@@ -41,6 +41,8 @@ class BankRules:
     """Longest content of one entry, in characters; longer is rejected as `too_long`."""
     max_entries: int | None = None
     """Most live entries; ADD beyond is rejected as `bank_full`. None means no limit."""
+    max_total_chars: int | None = None
+    """Most characters in all live entries; ADD or UPDATE beyond is rejected as `bank_full`. None means no limit."""
     kinds: tuple[str, ...] = ("text",)
     """Kinds of payload that may be added."""
 
@@ -48,6 +50,7 @@ class BankRules:
         numbers = [
             ("max_chars", self.max_chars),
             ("max_entries", self.max_entries if self.max_entries is not None else 1),
+            ("max_total_chars", self.max_total_chars if self.max_total_chars is not None else 1),
         ]
         for name, value in numbers:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -57,7 +60,7 @@ class BankRules:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `from_json` gives the rules back."""
-        return {"max_chars": self.max_chars, "max_entries": self.max_entries, "kinds": list(self.kinds)}
+        return {**vars(self), "kinds": list(self.kinds)}
 
     @classmethod
     def from_json(cls, fields: Fields) -> BankRules:
@@ -65,6 +68,7 @@ class BankRules:
         rules = cls(
             max_chars=fields.take("max_chars", int),
             max_entries=fields.take("max_entries", int, None),
+            max_total_chars=fields.take("max_total_chars", int, None) if "max_total_chars" in fields else None,
             kinds=fields.texts("kinds"),
         )
         fields.end()
@@ -108,6 +112,8 @@ class BankState:
         """Idempotency key to the decision that was made under it."""
         self.origins: dict[tuple[str, int], int] = {}
         """(entry, version that a roll back or an undo wrote) to the version whose content it has; 0 for none."""
+        self.chars = 0
+        """Characters in all live entries."""
         self._shared = False
 
     def fork(self) -> BankState:
@@ -115,7 +121,7 @@ class BankState:
         other = BankState()
         other.versions, other.live = self.versions, self.live
         other.applied, other.rejected, other.decisions = self.applied, self.rejected, self.decisions
-        other.decided, other.origins = self.decided, self.origins
+        other.decided, other.origins, other.chars = self.decided, self.origins, self.chars
         self._shared = other._shared = True
         return other
 
@@ -131,6 +137,7 @@ class BankState:
             and self.decisions == other.decisions
             and self.decided == other.decided
             and self.origins == other.origins
+            and self.chars == other.chars
         )
 
     __hash__ = None  # type: ignore[assignment]  # mutable
@@ -147,6 +154,7 @@ class BankState:
     def commit(self, draft: Draft) -> None:
         """Make a draft's changes the state."""
         self._own()
+        self.chars = draft.chars
         for entry_id, added in draft.added_versions.items():
             self.versions[entry_id] = self.versions.get(entry_id, ()) + tuple(added)
         for key, owner in draft.live_changes.items():
@@ -201,6 +209,7 @@ class Draft:
         self._state, self._rules = state, rules
         self._provenance, self._time = provenance, time
         self._event_time = event_time if event_time is not None else time
+        self.chars = state.chars
         self._ids = len(state.versions)
         self._alive = len(state.live)
 
@@ -215,9 +224,40 @@ class Draft:
             return refusal
         return self._update(op, target) if op.event is Event.UPDATE else self._delete(op, target)
 
+    def rerun(self, result: OpResult) -> OpResult:
+        """Draft again what a log says was applied. Of an operation whose content was erased, the outcome is believed."""
+        op = result.op
+        if not op.erased or op.event not in (Event.ADD, Event.UPDATE):
+            return self.run(op)
+        if op.event is Event.ADD:
+            return self._new(op)
+        target, refusal = self._target(op)
+        if target is None:
+            return refusal
+        return self._change(op, target, metadata={}) if result.changed else OpResult(op, ok=True, entry_id=target.id)
+
+    def erase(self, entry_ids: Sequence[str]) -> None:
+        """End entries whose content is gone from the log; `MemR1Error` for one that is not there."""
+        for entry_id in entry_ids:
+            newest = self._state.newest(entry_id)
+            if newest is None:
+                raise MemR1Error(f"{entry_id}: was never in this bank")
+            if newest.status == "live":
+                self._leave(newest.text)
+            gone = replace(
+                newest,
+                text="",
+                metadata={},
+                status="erased",
+                updated_at=self._time,
+                version=newest.version + 1,
+                provenance=self._provenance,
+            )
+            self.added_versions[entry_id] = [gone]
+
     def discard(self) -> None:
         """Forget what was drafted."""
-        self.added_versions, self.live_changes = {}, {}
+        self.added_versions, self.live_changes, self.chars = {}, {}, self._state.chars
 
     def revert(self, wanted: Sequence[tuple[str, int]]) -> None:
         """Give entries the content of earlier versions back, as new versions; version 0, or a tombstone, deletes.
@@ -234,12 +274,12 @@ class Draft:
             plan.append((chain[-1], target if target is not None and target.status == "live" else None))
         for newest, _ in plan:  # all contents are given up before any is taken
             if newest.status == "live":
-                self.live_changes[content_key(newest.text)] = None
+                self._leave(newest.text)
         for newest, target in plan:
             if target is not None:
                 if owner := self._owner(target.text):
                     raise MemR1Error(f"{newest.id}: cannot go back to {target.text!r}, which {owner} says now")
-                self.live_changes[content_key(target.text)] = newest.id
+                self._take(target.text, newest.id)
             content = target if target is not None else newest
             again = replace(
                 content,
@@ -252,6 +292,8 @@ class Draft:
         alive = self._alive + sum((t is not None) - (n.status == "live") for n, t in plan)
         if self._rules is not None and self._rules.max_entries is not None and alive > self._rules.max_entries:
             raise MemR1Error(f"the bank would hold {alive} live entries, and {self._rules.max_entries} are its limit")
+        if full := self._too_many_chars():
+            raise MemR1Error(full)
 
     def changes(self) -> list[tuple[MemoryEntry | None, MemoryEntry]]:
         """(newest version before, newest after) of each entry that changed."""
@@ -267,6 +309,11 @@ class Draft:
             return _refuse(op, "duplicate_content", f"{owner} has this content")
         if rules is not None and rules.max_entries is not None and self._alive >= rules.max_entries:
             return _refuse(op, "bank_full", f"the bank holds {self._alive} live entries, its limit")
+        if full := self._too_many_chars(len(op.text)):
+            return _refuse(op, "bank_full", full)
+        return self._new(op)
+
+    def _new(self, op: MemoryOp) -> OpResult:
         self._ids += 1
         entry = MemoryEntry(
             id=f"m{self._ids}",
@@ -279,7 +326,7 @@ class Draft:
             metadata=op.metadata,
         )
         self._alive += 1
-        self.live_changes[content_key(op.text)] = entry.id
+        self._take(op.text, entry.id)
         return self._push(op, entry)
 
     def _update(self, op: MemoryOp, target: MemoryEntry) -> OpResult:
@@ -293,8 +340,13 @@ class Draft:
         metadata = {**target.metadata, **op.metadata}
         if op.text == target.text and metadata == target.metadata:
             return OpResult(op, ok=True, entry_id=target.id)
-        self.live_changes[content_key(target.text)] = None
-        self.live_changes[content_key(op.text)] = target.id
+        if full := self._too_many_chars(len(op.text) - len(target.text)):
+            return _refuse(op, "bank_full", full)
+        return self._change(op, target, metadata)
+
+    def _change(self, op: MemoryOp, target: MemoryEntry, metadata: dict[str, Any]) -> OpResult:
+        self._leave(target.text)
+        self._take(op.text, target.id)
         entry = replace(
             target,
             text=op.text,
@@ -308,7 +360,7 @@ class Draft:
 
     def _delete(self, op: MemoryOp, target: MemoryEntry) -> OpResult:
         self._alive -= 1
-        self.live_changes[content_key(target.text)] = None
+        self._leave(target.text)
         tombstone = replace(
             target,
             updated_at=self._time,
@@ -326,7 +378,7 @@ class Draft:
         if target is None:
             return None, _refuse(op, "unknown_id", f"{op.entry_id} was never in this bank")
         if target.status != "live":
-            return None, _refuse(op, "deleted_id", f"{target.id} was deleted in version {target.version}")
+            return None, _refuse(op, "deleted_id", f"{target.id} was {target.status} in version {target.version}")
         if op.expected_version is not None and op.expected_version != target.version:
             detail = f"{target.id} has version {target.version}, expected {op.expected_version}"
             return None, _refuse(op, "version_conflict", detail)
@@ -337,9 +389,29 @@ class Draft:
             return _refuse(op, "empty_text", f"{op.event} needs content")
         if not is_unicode(op.text):
             return _refuse(op, "invalid_text", "the content holds a lone surrogate")
+        if self._rules is not None and "\0" in op.text:
+            return _refuse(op, "invalid_text", "the content holds a NUL, which ends a text for many programs")
         if self._rules is not None and len(op.text) > self._rules.max_chars:
             return _refuse(op, "too_long", f"{len(op.text)} characters, at most {self._rules.max_chars} are allowed")
         return None
+
+    def _too_many_chars(self, more: int = 0) -> str | None:
+        most = self._rules.max_total_chars if self._rules is not None else None
+        if most is None or self.chars + more <= most:
+            return None
+        return f"the bank would hold {self.chars + more} characters, and {most} are its limit"
+
+    # the content of an erased entry is nobody's, and of no length
+
+    def _leave(self, text: str) -> None:
+        if text:
+            self.live_changes[content_key(text)] = None
+            self.chars -= len(text)
+
+    def _take(self, text: str, owner: str) -> None:
+        if text:
+            self.live_changes[content_key(text)] = owner
+            self.chars += len(text)
 
     def _owner(self, text: str) -> str | None:
         key = content_key(text)

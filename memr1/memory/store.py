@@ -15,7 +15,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from memr1.errors import MemR1Error
 from memr1.memory import tables
 from memr1.memory.bank import MemoryBank
+from memr1.memory.checks import check_bank_id
 from memr1.memory.database import Database, explained, open_database
 from memr1.memory.embed import CachedEmbedder, Embedder
 from memr1.memory.index import VectorIndex
@@ -32,7 +33,8 @@ from memr1.memory.jsonl import canonical, parse_object
 from memr1.memory.kept_vectors import KeptVectors, digest
 from memr1.memory.oplog import LogRecord, OpLog, entry_to_json
 from memr1.memory.owner import describe
-from memr1.memory.state import BankRules, is_unicode
+from memr1.memory.scopes import Scope, ScopedBanks
+from memr1.memory.state import BankRules
 from memr1.memory.types import MemoryEntry
 
 Changes = Sequence[tuple[MemoryEntry | None, MemoryEntry]]
@@ -82,7 +84,7 @@ class BankStore:
 
     def create(self, bank_id: str, *, rules: BankRules | None = None, index: str | VectorIndex = "exact") -> MemoryBank:
         """A new, empty bank; `MemR1Error` when there is one of this name."""
-        _check_name(bank_id)
+        check_bank_id(bank_id)
         journal = _Journal(self, bank_id, secrets.token_hex(16))
         bank = MemoryBank(bank_id, self.embedder, index, rules, journal=journal)
         with self._registry:
@@ -111,7 +113,7 @@ class BankStore:
         bank_id: its name here; default its own. `MemR1Error` when there is one of this name.
         """
         bank_id = bank_id if bank_id is not None else bank.bank_id
-        _check_name(bank_id)
+        check_bank_id(bank_id)
         with bank.paused():
             log, rules, newest = bank.log, bank.rules, bank.newest_versions()
         rows = [_record_row(bank_id, record) for record in log]
@@ -123,6 +125,10 @@ class BankStore:
                 _write_entries(connection, bank_id, newest, known=frozenset())
             return self.bank(bank_id)
 
+    def scoped(self, scope: Scope) -> ScopedBanks:
+        """The banks of a scope: a view through which no other bank can be seen or reached."""
+        return ScopedBanks(self, scope)
+
     def names(self) -> list[str]:
         """Ids of all banks, sorted."""
         with self.transaction("listing banks") as connection:
@@ -131,20 +137,17 @@ class BankStore:
     def drop(self, bank_id: str) -> None:
         """Remove a bank with its log, every entry and their vectors; `MemR1Error` when there is none. Whoever still
         holds the bank can read it, and not write."""
-        _check_name(bank_id)
-        e, v = tables.entries.c, tables.vectors.c
+        check_bank_id(bank_id)
+        e = tables.entries.c
         with self._registry:
             with self.transaction(f"dropping bank {bank_id!r}") as connection:
                 self.still_owner(connection)
                 bodies = connection.execute(select(e.body).where(e.bank_id == bank_id)).scalars().all()
-                digests = [digest(json.loads(body)["text"]) for body in bodies]
-                for i in range(0, len(digests), tables.PER_STATEMENT):  # other banks with these texts embed them again
-                    connection.execute(
-                        delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT]))
-                    )
+                _forget_vectors(connection, (json.loads(body)["text"] for body in bodies))
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
             self._open.pop(bank_id, None)
+            self._wipe(f"dropping bank {bank_id!r}")
 
     def verify(self, bank_id: str) -> None:
         """`MemR1Error` when log, stored entries, the bank in memory and its index do not all say the same."""
@@ -171,16 +174,11 @@ class BankStore:
         bank = self.bank(bank_id)
         with bank.paused():
             newest = bank.newest_versions()
-            digests = [digest(e.text) for e in newest]
-            v = tables.vectors.c
             with self.transaction("repairing") as connection:
                 self.still_owner(connection)
                 connection.execute(delete(tables.entries).where(tables.entries.c.bank_id == bank_id))
                 _write_entries(connection, bank_id, newest, known=frozenset())
-                for i in range(0, len(digests), tables.PER_STATEMENT):
-                    connection.execute(
-                        delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT]))
-                    )
+                _forget_vectors(connection, (e.text for e in newest))
             self.embedder.forget()
             bank.rebuild_index()
 
@@ -237,6 +235,32 @@ class BankStore:
                 f"{epoch}; nothing was written. Close this store, then open it again"
             )
 
+    def _wipe(self, what: str) -> None:
+        with self._writing:
+            try:
+                self._database.wipe([t.name for t in (tables.records, tables.entries, tables.vectors)])
+            except SQLAlchemyError as error:
+                raise MemR1Error(
+                    f"{self.where}: {what}: it is gone from the tables, but pages that were given up may still hold it: "
+                    f"{explained(error)}; erase again when that is mended"
+                ) from error
+
+    def wiped(self, bank_id: str, erased: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:
+        """Leave no copy of erased texts in pages that the database has given up, then search all of it for them; the
+        other places whose content holds one. `MemR1Error` when the bank itself still does."""
+        what = f"erasing from bank {bank_id!r}"
+        self._wipe(what)
+        needles = [canonical(text)[1:-1] for text in texts]
+        found = []
+        with self.transaction(what) as connection:
+            for table, key, kind in ((tables.records, "seq", "decision"), (tables.entries, "entry_id", "entry")):
+                rows = connection.execute(select(table.c.bank_id, table.c[key], table.c.body))
+                found += [(b, k, kind) for b, k, body in rows if any(needle in body for needle in needles)]
+        left = [k for b, k, kind in found if b == bank_id and kind == "entry" and k in erased]
+        if left:
+            raise MemR1Error(f"{self.where}: {what}: {left[0]} is still there; verify({bank_id!r}) says what is wrong")
+        return tuple(sorted(f"bank {b!r}, {kind} {k}" for b, k, kind in found))
+
     def forget(self, bank_id: str, journal: _Journal) -> None:
         """Let go of a bank that is no longer what the database says, unless another one has its place already."""
         with self._registry:
@@ -252,7 +276,7 @@ class BankStore:
         connection.execute(insert(t).values(bank_id=bank_id, incarnation=incarnation, rules=canonical(rules.to_json())))
 
     def _read(self, bank_id: str) -> tuple[OpLog, BankRules, str]:
-        _check_name(bank_id)
+        check_bank_id(bank_id)
         t = tables.banks.c
         with self.transaction(f"reading bank {bank_id!r}") as connection:
             row = connection.execute(select(t.rules, t.incarnation).where(t.bank_id == bank_id)).first()
@@ -294,6 +318,31 @@ class _Journal:
 
     def __call__(self, record: LogRecord, changes: Changes) -> None:
         """One transaction: is this process the owner, is this the bank, then the record and the entries."""
+        known = frozenset(before.id for before, _ in changes if before is not None)
+        with self._writing(record) as connection:
+            _write_entries(connection, self._bank_id, [after for _, after in changes], known)
+
+    def erase(
+        self, record: LogRecord, rewritten: Sequence[LogRecord], entries: Sequence[MemoryEntry], texts: frozenset[str]
+    ) -> None:
+        """See `memr1.memory.bank.Journal.erase`."""
+        t, bank_id = tables.records, self._bank_id
+        rows = [_record_row(bank_id, r) for r in rewritten]
+        with self._writing(record) as connection:
+            for row in rows:
+                connection.execute(
+                    update(t).where(t.c.bank_id == bank_id, t.c.seq == row["seq"]).values(body=row["body"])
+                )
+            _write_entries(connection, bank_id, entries, known=frozenset(e.id for e in entries))
+            _forget_vectors(connection, texts)
+
+    def wipe(self, entry_ids: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:
+        """See `memr1.memory.bank.Journal.wipe`."""
+        return self._store.wiped(self._bank_id, entry_ids, texts)
+
+    @contextmanager
+    def _writing(self, record: LogRecord) -> Iterator[Connection]:
+        """The transaction that writes a record, and whatever is written in the block."""
         store, bank_id = self._store, self._bank_id
         if self._dead is not None:
             raise MemR1Error(self._dead)
@@ -306,8 +355,7 @@ class _Journal:
                 if found != self.incarnation:
                     raise Conflict(f"{store.where}: bank {bank_id!r} was dropped")
                 connection.execute(insert(tables.records).values(**row))
-                known = frozenset(before.id for before, _ in changes if before is not None)
-                _write_entries(connection, bank_id, [after for _, after in changes], known)
+                yield connection
         except Conflict as error:
             self._dead = (
                 f"{store.where}: bank {bank_id!r} was changed or dropped in the database since it was opened, and "
@@ -322,11 +370,6 @@ class _Journal:
             raise MemR1Error(self._dead) from error
 
 
-def _check_name(bank_id: str) -> None:
-    if not isinstance(bank_id, str) or not 0 < len(bank_id) <= 255 or "\0" in bank_id or not is_unicode(bank_id):
-        raise MemR1Error(f"bank_id: expected a text of 1 to 255 characters without NUL, got {bank_id!r}")
-
-
 def _record_row(bank_id: str, record: LogRecord) -> dict[str, Any]:
     """The row of a record; `MemR1Error` when reading it back would not give the record."""
     body = canonical(record.to_json())
@@ -336,6 +379,14 @@ def _record_row(bank_id: str, record: LogRecord) -> dict[str, Any]:
             "numbers of a type of their own?); nothing was written"
         )
     return {"bank_id": bank_id, "seq": record.seq, "body": body, "idempotency_key": record.idempotency_key}
+
+
+def _forget_vectors(connection: Connection, texts: Iterable[str]) -> None:
+    """Delete the vectors of texts. Other entries that say the same are embedded again."""
+    digests = list({digest(text) for text in texts})
+    v = tables.vectors.c
+    for i in range(0, len(digests), tables.PER_STATEMENT):
+        connection.execute(delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT])))
 
 
 def _write_entries(connection: Connection, bank_id: str, changed: Sequence[MemoryEntry], known: frozenset[str]) -> None:

@@ -43,6 +43,8 @@ class MemoryOp:
     kind: str = "text"
     """Kind of the payload; `text` now, others (triple, episode, …) register later."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    erased: bool = False
+    """Only in logs: its content was erased. `MemoryBank.apply` refuses such an operation."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class MemoryEntry:
     """When the thing happened, where known; otherwise the time of the session that told it."""
     version: int = 1
     status: str = "live"
-    """live or deleted (a tombstone keeps its history)."""
+    """live, deleted (a tombstone keeps its history) or erased (so does nothing)."""
     kind: str = "text"
     provenance: Provenance = Provenance()
     metadata: dict[str, Any] = field(default_factory=dict)

@@ -26,7 +26,6 @@ from memr1.memory.embed import HashEmbedder
 from memr1.memory.state import BankRules
 from memr1.memory.store import BankStore
 from memr1.memory.types import Event, MemoryOp, Provenance
-from tests.unit.postgres_server import postgres
 from tests.unit.test_memory_machine import DECISIONS
 
 Open = Callable[..., BankStore]
@@ -34,41 +33,6 @@ Open = Callable[..., BankStore]
 
 def add(content: str, **more: Any) -> MemoryOp:
     return MemoryOp(Event.ADD, content, **more)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres() as url:
-        yield url
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def target(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Where an empty store can be opened."""
-    if request.param == "sqlite":
-        yield str(tmp_path / "memory.db")
-        return
-    url = request.getfixturevalue("server")
-    yield url
-    from sqlalchemy import create_engine
-
-    engine = create_engine(url)
-    tables.metadata.drop_all(engine)
-    engine.dispose()
-
-
-@pytest.fixture
-def open_store(target: str) -> Iterator[Open]:
-    """Opens the target, as often as wanted; closes what is left open."""
-    opened: list[BankStore] = []
-
-    def make(**options: Any) -> BankStore:
-        opened.append(BankStore.open(target, HashEmbedder(64), **options))
-        return opened[-1]
-
-    yield make
-    for store in opened:
-        store.close()
 
 
 # -- what was acknowledged is there -----------------------------------------------------------------------------
