@@ -170,6 +170,9 @@ class StageConfig:
     epochs: int = 1
     """Passes over the batch of a step, each one optimizer step (the mu of arXiv 2402.03300, algorithm 1). Above 1 the
     clipped ratio keeps the policy near the one that sampled; worth it where rollouts cost far more than updates."""
+    group_size: int = 0
+    """Rollouts per task in a `grpo` stage; 0 takes `rollout.group_size`. The manager's decisions are short and equal ones
+    are judged once, so that larger groups cost it little."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
     bank: str = "oracle"
@@ -451,6 +454,11 @@ def validate(config: Config, source: str = "config") -> None:
     need(bool(config.evaluation.systems), "evaluation.systems", "names no system; see `memr1 eval --list-systems`")
     for i, stage in enumerate(config.stages):
         need(stage.warmup_steps >= 0, f"stages.{i}.warmup_steps", f"must be at least 0, is {stage.warmup_steps}")
+        need(
+            stage.group_size == 0 or stage.group_size >= 2,
+            f"stages.{i}.group_size",
+            f"must be 0 or at least 2, is {stage.group_size}",
+        )
     need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
     need(0 <= config.memory.pressure < 1, "memory.pressure", f"must be in [0, 1), is {config.memory.pressure}")
     need(0 <= config.algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {config.algo.clip_low}")

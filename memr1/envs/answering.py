@@ -43,13 +43,18 @@ class Answered:
 
 
 def ask(
-    world: World, speaker: Speaker, questions: Sequence[tuple[str, Sequence[MemoryEntry]]], seed: int = 0
+    world: World,
+    speaker: Speaker,
+    questions: Sequence[tuple[str, Sequence[MemoryEntry]]],
+    seeds: Sequence[int] | None = None,
 ) -> Episode[list[Answered]]:
-    """Ask questions, each over its own entries, in one batch."""
+    """Ask questions, each over its own entries, in one batch. seeds: one for each, for a speaker that samples."""
     answerer = world.agents.answerer
     prompts = [answerer.prompt(text, entries) for text, entries in questions]
     limit = world.config.rollout.answer_max_new_tokens
-    completions = yield [request(p, speaker, limit, seed + i) for i, p in enumerate(prompts)]
+    completions = yield [
+        request(p, speaker, limit, s) for p, s in zip(prompts, seeds or [0] * len(prompts), strict=True)
+    ]
     out = []
     for prompt, completion in zip(prompts, completions, strict=True):
         text = world.agents.codec.decode(completion.ids)
@@ -61,9 +66,15 @@ def ask(
     return out
 
 
-def play_answer(task: AnswerTask, world: World, speaker: Speaker, reward: Reward, seed: int) -> Episode[Trajectory]:
-    """One trajectory of the answerer."""
-    (answered,) = yield from ask(world, speaker, [(task.question, task.entries)], seed)
+def play_answers(
+    task: AnswerTask, world: World, speaker: Speaker, reward: Reward, seeds: Sequence[int]
+) -> Episode[list[Trajectory]]:
+    """A group of trajectories of the answerer, one for each seed."""
+    answers = yield from ask(world, speaker, [(task.question, task.entries)] * len(seeds), seeds)
+    return [_trajectory(task, answered, reward, seed) for answered, seed in zip(answers, seeds, strict=True)]
+
+
+def _trajectory(task: AnswerTask, answered: Answered, reward: Reward, seed: int) -> Trajectory:
     result = reward(answered.answer.text, task.gold)
     return Trajectory(
         task_id=task.id,

@@ -12,10 +12,10 @@ from typing import Any
 
 from memr1.agents.protocol import displayed_date
 from memr1.agents.roles import Prompt
-from memr1.envs.answering import ask, shown
+from memr1.envs.answering import Answered, ask, shown
 from memr1.envs.episode import Episode, Speaker, World, request, step
 from memr1.memory.bank import MemoryBank, Snapshot
-from memr1.memory.types import MemoryEntry, OpResult, Provenance
+from memr1.memory.types import Event, MemoryEntry, OpResult, Provenance
 from memr1.rewards.base import Reward
 from memr1.rollout.engine import Completion
 from memr1.trajectory import Step, Trajectory
@@ -28,6 +28,8 @@ class LinkedQuestion:
     text: str
     gold: str
     category: str
+    watches: tuple[str, ...] = ()
+    """Ids of old entries that it is about. It is asked when a decision of the group hits one; if empty, always."""
 
 
 @dataclass(frozen=True)
@@ -122,25 +124,57 @@ def operation(result: OpResult) -> dict[str, Any]:
     }
 
 
-def play_decision(
-    task: DecisionTask, world: World, manager: Speaker, answerer: Speaker, reward: Reward, seed: int
-) -> Episode[Trajectory]:
-    """One trajectory of the manager: decide, apply, let the frozen answerer answer, pay the mean over questions."""
+def play_decisions(
+    task: DecisionTask, world: World, manager: Speaker, answerer: Speaker, reward: Reward, seeds: Sequence[int]
+) -> Episode[list[Trajectory]]:
+    """A group of trajectories of the manager, one for each seed: decide, apply, let the frozen answerer answer, pay the
+    mean over questions.
+
+    All members are asked the same questions: those about the turn, and those about entries that a decision of the group
+    hit. Of an entry that nobody touched, all banks say the same.
+    """
     memory, rollout = world.config.memory, world.config.rollout
-    bank = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
-    before = shown(bank.entries())
+    start = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
+    before = shown(start.entries())
     prompt = world.agents.manager.prompt(
-        task.facts, displayed_date(task.time), related_entries(bank, task.facts, memory.manager_top_k)
+        task.facts, displayed_date(task.time), related_entries(start, task.facts, memory.manager_top_k)
     )
-    (completion,) = yield [request(prompt, manager, rollout.manager_max_new_tokens, seed)]
-    decided = apply_decision(
-        bank, world, manager, prompt, completion, time=task.time, turn_id=task.turn_id, speaker_name=task.speaker
-    )
-    retrieved = [[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for q in task.questions]
-    answers = yield from ask(
-        world, answerer, [(q.text, found) for q, found in zip(task.questions, retrieved, strict=True)]
-    )
-    rewards = [reward(a.answer.text, q.gold) for a, q in zip(answers, task.questions, strict=True)]
+    completions = yield [request(prompt, manager, rollout.manager_max_new_tokens, seed) for seed in seeds]
+    banks = [start.fork() for _ in seeds]
+    decisions = [
+        apply_decision(
+            bank, world, manager, prompt, completion, time=task.time, turn_id=task.turn_id, speaker_name=task.speaker
+        )
+        for bank, completion in zip(banks, completions, strict=True)
+    ]
+    hit = {
+        r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)
+    }
+    questions = [q for q in task.questions if not q.watches or hit & set(q.watches)]
+    retrieved = [[[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for q in questions] for bank in banks]
+    asked = [(q.text, found) for of_bank in retrieved for q, found in zip(questions, of_bank, strict=True)]
+    answers = yield from ask(world, answerer, asked)
+    n = len(questions)
+    return [
+        _trajectory(task, world, reward, seed, before, bank, decided, questions, answers[i * n : (i + 1) * n], found)
+        for i, (seed, bank, decided, found) in enumerate(zip(seeds, banks, decisions, retrieved, strict=True))
+    ]
+
+
+def _trajectory(
+    task: DecisionTask,
+    world: World,
+    reward: Reward,
+    seed: int,
+    before: list[dict[str, str]],
+    bank: MemoryBank,
+    decided: Decided,
+    questions: Sequence[LinkedQuestion],
+    answers: Sequence[Answered],
+    retrieved: Sequence[Sequence[MemoryEntry]],
+) -> Trajectory:
+    memory = world.config.memory
+    rewards = [reward(a.answer.text, q.gold) for a, q in zip(answers, questions, strict=True)]
     errors = [r.error for r in rewards if r.error]
     values = [r.value for r in rewards if r.value is not None]
     parts: dict[str, float] = {}
@@ -158,9 +192,9 @@ def play_decision(
         reward_parts=parts,
         outcome={
             "facts": list(task.facts),
-            "question": " / ".join(q.text for q in task.questions),
+            "question": " / ".join(q.text for q in questions),
             "category": task.questions[0].category,
-            "gold": " / ".join(q.gold for q in task.questions),
+            "gold": " / ".join(q.gold for q in questions),
             "answer": " / ".join(a.answer.text or "(not parsed)" for a in answers),
             "retrieved": shown(list({e.id: e for found in retrieved for e in found}.values())),
             "selected": sorted({e.id for a in answers for e in a.selected}),

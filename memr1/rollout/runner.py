@@ -5,6 +5,7 @@ The same class runs in the driver (`local` backend, `memr1 eval`) and inside Ray
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -14,8 +15,8 @@ from typing import Any
 
 from memr1.agents.roles import make_agents
 from memr1.config import Config
-from memr1.envs.answering import AnswerTask, play_answer
-from memr1.envs.deciding import DecisionTask, play_decision
+from memr1.envs.answering import AnswerTask, play_answers
+from memr1.envs.deciding import DecisionTask, play_decisions
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
 from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
@@ -95,23 +96,25 @@ class Runner:
             )
 
     def play(self, plays: Sequence[Play], reward: str, temperature: float) -> list[Trajectory]:
-        """Play tasks; the role whose task it is samples and trains, the other is frozen and greedy.
+        """Play tasks, those of one task in a row as a group; the role whose task it is samples and trains, the other is frozen and greedy.
 
         An episode that fails comes back as a trajectory with `error` set and no reward.
         """
         scorer = make_reward(reward)
-        episodes: list[Episode[Trajectory]] = []
-        for p in plays:
-            if isinstance(p.task, AnswerTask):
+        episodes: list[Episode[list[Trajectory]]] = []
+        groups = [list(group) for _, group in itertools.groupby(plays, key=lambda p: p.task.id)]
+        for group in groups:
+            task, seeds = group[0].task, [p.seed for p in group]
+            if isinstance(task, AnswerTask):
                 learner = Speaker("answerer", temperature, trainable=True)
-                episodes.append(play_answer(p.task, self.world, learner, scorer, p.seed))
+                episodes.append(play_answers(task, self.world, learner, scorer, seeds))
             else:
                 learner = Speaker("manager", temperature, trainable=True)
-                episodes.append(play_decision(p.task, self.world, learner, Speaker("answerer"), scorer, p.seed))
-        return [
-            _failed(p, result) if isinstance(result, Failure) else result
-            for p, result in zip(plays, drive(episodes, self.engine), strict=True)
-        ]
+                episodes.append(play_decisions(task, self.world, learner, Speaker("answerer"), scorer, seeds))
+        played: list[Trajectory] = []
+        for group, result in zip(groups, drive(episodes, self.engine), strict=True):
+            played += [_failed(p, result) for p in group] if isinstance(result, Failure) else result
+        return played
 
     def load_weights(self, update: WeightUpdate) -> int:
         """Take new weights of one policy; returns the version now in use."""

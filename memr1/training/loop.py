@@ -118,7 +118,7 @@ class Trainer:
             plays = [
                 Play(self.tasks[i].task, self._seed(round_, slot, member))
                 for slot, i in enumerate(self.sampler.take(wanted))
-                for member in range(r.group_size)
+                for member in range(self._group_size)
             ]
             batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature)
             rewarded = [t for t in batch if t.reward is not None]
@@ -185,10 +185,15 @@ class Trainer:
         self.pool.push(WeightUpdate.build(role, version, learners.weights()))
         self.state.versions[role] = version
 
+    @property
+    def _group_size(self) -> int:
+        return self.stage.group_size or self.config.rollout.group_size
+
     def _seed(self, round_: int, slot: int, member: int) -> int:
         """A seed of its own for every rollout of a run, the same on every run with one configuration."""
         r = self.config.rollout
-        index = ((self.state.step * (1 + r.resample_rounds) + round_) * r.prompts_per_step + slot) * r.group_size
+        largest = max(s.group_size or r.group_size for s in self.config.stages)
+        index = ((self.state.step * (1 + r.resample_rounds) + round_) * r.prompts_per_step + slot) * largest
         return (self.config.seed << 40) + index + member
 
     def _begin_stage(self) -> LearnerGroup:

@@ -127,17 +127,28 @@ def _judges(
         return ()
     held = [e.text for e in moment.bank.entries()]
     chosen: list[Question] = []
+    watches: dict[str, list[str]] = {}  # id of a chosen question that is about old entries only, to their ids
     news = ({now}, " ".join(moment.facts), held)
-    for turns, source, others in [
-        news,
-        *((set(e.provenance.turn_ids), e.text, [t for t in held if t != e.text] + list(moment.facts)) for e in related),
+    for entry, (turns, source, others) in [
+        (None, news),
+        *(
+            (e, (set(e.provenance.turn_ids), e.text, [t for t in held if t != e.text] + list(moment.facts)))
+            for e in related
+        ),
     ]:
-        if any(turns & set(q.evidence) and _hangs_on(q, source, others) for q in chosen):
-            continue
-        about = [q for q in open_now if turns & set(q.evidence) and q not in chosen]
-        chosen += sorted(about, key=lambda q: (not _hangs_on(q, source, others), len(q.evidence)))[:1]
+        about = [q for q in chosen if turns & set(q.evidence) and _hangs_on(q, source, others)]
+        if not about:
+            about = [q for q in open_now if turns & set(q.evidence) and q not in chosen]
+            about = sorted(about, key=lambda q: (not _hangs_on(q, source, others), len(q.evidence)))[:1]
+            chosen += about
+            watches |= {q.id: [] for q in about if entry is not None}
+        for q in about:
+            if entry is not None and q.id in watches:
+                watches[q.id].append(entry.id)
     chosen += [q for q in bearing if q not in chosen]
-    return tuple(LinkedQuestion(q.text, str(q.answer), q.category) for q in chosen[:number])
+    return tuple(
+        LinkedQuestion(q.text, str(q.answer), q.category, tuple(watches.get(q.id, ()))) for q in chosen[:number]
+    )
 
 
 def _hangs_on(question: Question, source: str, others: Sequence[str]) -> bool:

@@ -10,8 +10,8 @@ import json
 import pytest
 
 from memr1.data.types import Dialogue, Fact, OracleOp, Session, Turn
-from memr1.envs.answering import AnswerTask, evidence_recall, play_answer
-from memr1.envs.deciding import DecisionTask, LinkedQuestion, play_decision, related_entries
+from memr1.envs.answering import AnswerTask, evidence_recall, play_answers
+from memr1.envs.deciding import DecisionTask, LinkedQuestion, play_decisions, related_entries
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
 from memr1.envs.ingesting import ingest_with_manager, ingest_without_model, replay, turn_entries
 from memr1.errors import MemR1Error
@@ -27,9 +27,14 @@ LEARNER = Speaker("manager", 1.0, trainable=True)
 FROZEN = Speaker("answerer")
 
 
-def run(episode: Episode[Trajectory], engine: ScriptedEngine) -> Trajectory:
+def run_group(episode: Episode[list[Trajectory]], engine: ScriptedEngine) -> list[Trajectory]:
     (played,) = drive([episode], engine)
     assert not isinstance(played, Failure), played
+    return played
+
+
+def run(episode: Episode[list[Trajectory]], engine: ScriptedEngine) -> Trajectory:
+    (played,) = run_group(episode, engine)
     return played
 
 
@@ -96,7 +101,7 @@ TASK = AnswerTask("w/q1", "Where does Ana live?", "Oslo", "single-hop", (BEES, O
 
 def test_an_answer_is_paid_and_told_with_everything_a_viewer_needs() -> None:
     engine = ScriptedEngine(lambda prompt, request: "Use: 1, 7\nAnswer: oslo")
-    played = run(play_answer(TASK, make_world(), Speaker("answerer", 1.0, trainable=True), EM, seed=41), engine)
+    played = run(play_answers(TASK, make_world(), Speaker("answerer", 1.0, trainable=True), EM, [41]), engine)
     assert (played.reward, played.reward_parts, played.error) == (1.0, {"em_set": 1.0}, None)
     assert (played.task_id, played.group_id, played.seed) == ("w/q1", "w/q1", 41)
     assert played.outcome["answer"] == "oslo" and played.outcome["gold"] == "Oslo"
@@ -112,20 +117,20 @@ def test_an_answer_is_paid_and_told_with_everything_a_viewer_needs() -> None:
 
 
 def test_an_answer_that_cannot_be_read_pays_nothing_and_says_why() -> None:
-    played = run(play_answer(TASK, make_world(), FROZEN, EM, 0), ScriptedEngine(lambda p, r: "It is Oslo."))
+    played = run(play_answers(TASK, make_world(), FROZEN, EM, [0]), ScriptedEngine(lambda p, r: "It is Oslo."))
     assert (played.reward, played.outcome["answer"]) == (0.0, None)
     assert played.steps[0].parsed["error"].startswith("expected the lines Use: and Answer:")
 
 
 def test_a_question_without_gold_is_an_error_and_no_zero() -> None:
     task = AnswerTask("w/q1", "Where?", "", "single-hop", ())
-    played = run(play_answer(task, make_world(), FROZEN, EM, 0), ScriptedEngine(lambda p, r: "Use: none\nAnswer: x"))
+    played = run(play_answers(task, make_world(), FROZEN, EM, [0]), ScriptedEngine(lambda p, r: "Use: none\nAnswer: x"))
     assert (played.reward, played.error) == (None, "the question has no gold answer")
 
 
 def test_a_cut_completion_is_scored_as_it_stands_and_marked() -> None:
     world = make_world("rollout.answer_max_new_tokens=20")
-    played = run(play_answer(TASK, world, FROZEN, EM, 0), ScriptedEngine(lambda p, r: "Use: 1\nAnswer: Oslo, Norway"))
+    played = run(play_answers(TASK, world, FROZEN, EM, [0]), ScriptedEngine(lambda p, r: "Use: 1\nAnswer: Oslo, Norway"))
     assert played.steps[0].finish_reason == "length"
     assert (played.outcome["answer"], played.reward) == ("Oslo,", 1.0)
 
@@ -133,7 +138,7 @@ def test_a_cut_completion_is_scored_as_it_stands_and_marked() -> None:
 def test_a_cut_prompt_is_marked_in_the_step() -> None:
     whole = make_world().agents.answerer.prompt(TASK.question, TASK.entries)
     world = make_world(f"rollout.max_prompt_tokens={len(whole.ids) - 1}")
-    played = run(play_answer(TASK, world, FROZEN, EM, 0), ScriptedEngine(lambda p, r: "Use: 1\nAnswer: Oslo"))
+    played = run(play_answers(TASK, world, FROZEN, EM, [0]), ScriptedEngine(lambda p, r: "Use: 1\nAnswer: Oslo"))
     assert played.steps[0].parsed["prompt_cut"] == 1
     assert len(played.steps[0].sequence.prompt_ids) < len(whole.ids)
 
@@ -184,7 +189,7 @@ def reader(decision: str) -> ScriptedEngine:
 
 def decide(decision: str, *overrides: str, **changes: object) -> Trajectory:
     world = make_world(*overrides)
-    return run(play_decision(decision_task(world, **changes), world, LEARNER, FROZEN, EM, seed=7), reader(decision))
+    return run(play_decisions(decision_task(world, **changes), world, LEARNER, FROZEN, EM, [7]), reader(decision))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +244,7 @@ def test_only_the_manager_s_step_trains() -> None:
 
 def test_the_learner_samples_and_the_frozen_answerer_is_greedy() -> None:
     world, engine = make_world(), reader("NOOP")
-    run(play_decision(decision_task(world), world, LEARNER, FROZEN, EM, seed=7), engine)
+    run(play_decisions(decision_task(world), world, LEARNER, FROZEN, EM, [7]), engine)
     (decision,), (answer,) = engine.batches
     assert (decision.sampling.temperature, decision.sampling.seed) == (1.0, 7)
     assert answer.sampling.temperature == 0.0
@@ -252,7 +257,7 @@ def test_several_questions_are_asked_at_once_and_pay_their_mean() -> None:
         LinkedQuestion("Where is Ana now?", "Rome", "knowledge-update"),
     )
     world, engine = make_world(), reader("UPDATE 1 Ana lives in Rome")
-    played = run(play_decision(decision_task(world, questions=questions), world, LEARNER, FROZEN, EM, 0), engine)
+    played = run(play_decisions(decision_task(world, questions=questions), world, LEARNER, FROZEN, EM, [0]), engine)
     assert played.reward == pytest.approx(2 / 3)
     assert [len(batch) for batch in engine.batches] == [1, 3]
     assert len(played.steps) == 4
@@ -262,10 +267,9 @@ def test_the_group_starts_from_one_snapshot_that_play_never_changes() -> None:
     world = make_world()
     task = decision_task(world)
     before = MemoryBank.from_snapshot(task.snapshot, world.embedder).entries()
-    episodes = [play_decision(task, world, LEARNER, FROZEN, EM, seed) for seed in range(3)]
     decisions = iter(["DELETE 1", "UPDATE 1 Ana lives in Rome", "ADD x"])
     engine = ScriptedEngine(lambda p, r: "Use: none\nAnswer: Rome" if is_answerer(p) else next(decisions))
-    played = [p for p in drive(episodes, engine) if isinstance(p, Trajectory)]
+    played = run_group(play_decisions(task, world, LEARNER, FROZEN, EM, range(3)), engine)
     assert [len(p.outcome["bank_after"]) for p in played] == [1, 2, 3]
     assert {json.dumps(p.outcome["bank_before"]) for p in played} == {json.dumps(played[0].outcome["bank_before"])}
     assert MemoryBank.from_snapshot(task.snapshot, world.embedder).entries() == before
@@ -273,14 +277,38 @@ def test_the_group_starts_from_one_snapshot_that_play_never_changes() -> None:
     assert len({p.steps[0].sequence.prompt_ids for p in played}) == 1
 
 
+def test_a_group_is_asked_about_the_turn_and_about_the_entries_that_one_of_it_hit() -> None:
+    questions = (
+        LinkedQuestion("Where does Ana live?", "Rome", "c"),
+        LinkedQuestion("Where did Ana live?", "Oslo", "c", watches=("m1",)),
+        LinkedQuestion("Who keeps bees?", "Ben", "c", watches=("m2", "m7")),
+    )
+    world = make_world()
+    task = decision_task(world, questions=questions)
+
+    def asked(*decisions: str) -> list[list[str]]:
+        said = iter(decisions)
+        engine = ScriptedEngine(lambda p, r: "Use: none\nAnswer: Rome" if is_answerer(p) else next(said))
+        seeds = range(len(decisions))
+        played = run_group(play_decisions(task, world, LEARNER, FROZEN, EM, seeds), engine)
+        assert [p.reward for p in played] == [1 / (len(p.steps) - 1) for p in played]
+        return [p.outcome["question"].split(" / ") for p in played]
+
+    turn, first, second = (q.text for q in questions)
+    assert asked("NOOP", "ADD Cleo sings") == [[turn]] * 2, "of entries nobody touched, all banks say the same"
+    assert asked("NOOP", "UPDATE 2 Ben keeps cats") == [[turn, second]] * 2
+    assert asked("DELETE 1", "UPDATE 2 Ben keeps cats", "NOOP") == [[turn, first, second]] * 3
+    assert asked("UPDATE 9 Ana", "NOOP") == [[turn]] * 2, "what was rejected hit nothing"
+
+
 def test_applied_operations_carry_their_provenance() -> None:
     world = make_world()
     task = decision_task(world, questions=(LinkedQuestion("Where does Ana live?", "Rome", "c"),))
     made: list[MemoryBank] = []
-    original = MemoryBank.from_snapshot
+    original = MemoryBank.fork
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryBank, "from_snapshot", lambda *a, **k: made.append(original(*a, **k)) or made[-1])
-        run(play_decision(task, world, LEARNER, FROZEN, EM, 0), reader("UPDATE 1 Ana lives in Rome"))
+        patch.setattr(MemoryBank, "fork", lambda bank: made.append(original(bank)) or made[-1])
+        run(play_decisions(task, world, LEARNER, FROZEN, EM, [0]), reader("UPDATE 1 Ana lives in Rome"))
     changed = next(e for e in made[0].entries() if e.text == "Ana lives in Rome")
     assert changed.provenance == Provenance(("D2:1",), "Ana", "manager", "tiny-random", "manager", 3)
     assert (changed.created_at, changed.updated_at) == ("2024-03-01T10:00:00", "2024-04-02T09:00:00")
