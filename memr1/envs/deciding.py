@@ -147,9 +147,7 @@ def play_decisions(
         )
         for bank, completion in zip(banks, completions, strict=True)
     ]
-    hit = {
-        r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)
-    }
+    hit = {r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)}
     questions = [q for q in task.questions if not q.watches or hit & set(q.watches)]
     retrieved = [[[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for q in questions] for bank in banks]
     asked = [(q.text, found) for of_bank in retrieved for q, found in zip(questions, of_bank, strict=True)]

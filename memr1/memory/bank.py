@@ -711,7 +711,8 @@ def _same_content(a: MemoryEntry, b: MemoryEntry | None) -> bool:
 def _same_decision(earlier: Sequence[MemoryOp], ops: Sequence[MemoryOp]) -> bool:
     """Whether operations repeat a decision; what was erased from it cannot be compared."""
     return len(earlier) == len(ops) and all(
-        (a.event, a.entry_id) == (b.event, b.entry_id) if a.erased else a == b for a, b in zip(earlier, ops, strict=True)
+        (a.event, a.entry_id) == (b.event, b.entry_id) if a.erased else a == b
+        for a, b in zip(earlier, ops, strict=True)
     )
 
 

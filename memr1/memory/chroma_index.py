@@ -3,7 +3,7 @@
 Chroma is not the system of record. Measured with 1.5.9: `add` of a known id is ignored and `update` of an unknown one
 does nothing (so: upsert), batches above 5,461 fail (so: split), an empty list of ids raises (so: never sent), the
 default distance is l2 and the default embedder downloads a model (so: both are set), its search is approximate, and a
-process killed during a flush can leave a collection unreadable (so: the bank can rebuild it).
+process killed during a flush can leave a collection unreadable (so: `memr1.memory.chroma_folder` trusts sealed files only).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from memr1.errors import MemR1Error
+from memr1.memory.chroma_folder import open_folder
 from memr1.memory.index import ExactIndex, IndexLost, Vectors, best, check_query, check_vectors
 
 _SPARE = 8
@@ -34,11 +35,12 @@ class ChromaIndex:
         self, namespace: str, path: str | Path | None = None, collection: str = "memr1", client: Any = None
     ) -> None:
         """namespace: the bank's id; must be unique in the collection.
-        path: folder of a persistent database; None keeps everything in the memory of this process.
+        path: folder of a persistent database; None keeps everything in the memory of this process. Files in it that were
+            not closed in order (`chroma_folder.close_folders`, called at exit), or were damaged, are made again.
         collection: name prefix; the width of the vectors is added, as a collection takes one width only.
         client: a ready Chroma client (for example `chromadb.HttpClient`) instead of path."""
         self.namespace = namespace
-        self._client = client if client is not None else _open(path)
+        self._client = client if client is not None else _in_memory() if path is None else open_folder(path)
         self._prefix = collection
         # a digest of fixed width: with the name itself, bank "a:b" id "c" and bank "a" id "b:c" could be one
         self._scope = hashlib.blake2b(namespace.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest() + ":"
@@ -160,16 +162,8 @@ class ChromaIndex:
             ) from error
 
 
-def _open(path: str | Path | None) -> Any:
+def _in_memory() -> Any:
     import chromadb
     from chromadb.config import Settings
 
-    settings = Settings(anonymized_telemetry=False)
-    try:
-        if path is None:
-            return chromadb.EphemeralClient(settings)
-        return chromadb.PersistentClient(path=str(path), settings=settings)
-    except Exception as error:  # Chroma raises bare Rust panics and sqlite errors here
-        raise MemR1Error(
-            f"{path}: Chroma cannot open its database ({error}); delete the folder, it is an index"
-        ) from error
+    return chromadb.EphemeralClient(Settings(anonymized_telemetry=False))

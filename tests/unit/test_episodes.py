@@ -130,7 +130,9 @@ def test_a_question_without_gold_is_an_error_and_no_zero() -> None:
 
 def test_a_cut_completion_is_scored_as_it_stands_and_marked() -> None:
     world = make_world("rollout.answer_max_new_tokens=20")
-    played = run(play_answers(TASK, world, FROZEN, EM, [0]), ScriptedEngine(lambda p, r: "Use: 1\nAnswer: Oslo, Norway"))
+    played = run(
+        play_answers(TASK, world, FROZEN, EM, [0]), ScriptedEngine(lambda p, r: "Use: 1\nAnswer: Oslo, Norway")
+    )
     assert played.steps[0].finish_reason == "length"
     assert (played.outcome["answer"], played.reward) == ("Oslo,", 1.0)
 

@@ -42,7 +42,9 @@ def told(bank: MemoryBank) -> None:
     bank.apply([MemoryOp(Event.UPDATE, f"{SECRET} twice", "m1", metadata={"x": "xanthochromia"})], time="2024-01-03")
     bank.apply([MemoryOp(Event.UPDATE, f"{SECRET} twice", "m1")], time="2024-01-04")  # changes nothing
     bank.apply([MemoryOp(Event.UPDATE, f"{SECRET} more", "m1", expected_version=9)], time="2024-01-05")  # rejected
-    bank.apply([add("Cid"), add(f"Dan: {SECRET}"), MemoryOp(Event.DELETE, entry_id="m99")], time="2024-01-06")  # aborted
+    bank.apply(
+        [add("Cid"), add(f"Dan: {SECRET}"), MemoryOp(Event.DELETE, entry_id="m99")], time="2024-01-06"
+    )  # aborted
     bank.search("xanthochromia", 3)
     bank.apply([MemoryOp(Event.DELETE, entry_id="m1")], time="2024-01-07")
     bank.rollback(3, time="2024-01-08")  # it is back

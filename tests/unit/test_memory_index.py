@@ -372,9 +372,3 @@ def test_hits_that_are_no_longer_live_are_dropped_and_the_next_best_fill_their_p
 def test_an_unknown_index_is_refused() -> None:
     with pytest.raises(MemR1Error, match="'faiss' is not known"):
         MemoryBank("b", HashEmbedder(8), "faiss")
-
-
-def test_a_broken_chroma_folder_says_what_to_do(tmp_path: Path) -> None:
-    (tmp_path / "chroma.sqlite3").write_bytes(b"this is no database" * 100)
-    with pytest.raises(MemR1Error, match="delete the folder"):
-        ChromaIndex("b", path=tmp_path)

@@ -29,7 +29,11 @@ def test_banks_of_one_name_in_several_scopes_are_several_banks(open_store: Open)
     store = open_store()
     for n, scope in enumerate(scopes):
         assert [e.text for e in store.scoped(scope).bank("facts").entries()] == [f"fact of {n}"]
-        covered = {s for s in scopes if all(m in (None, t) for m, t in zip(vars(scope).values(), vars(s).values(), strict=True))}
+        covered = {
+            s
+            for s in scopes
+            if all(m in (None, t) for m, t in zip(vars(scope).values(), vars(s).values(), strict=True))
+        }
         assert {s for s, name in store.scoped(scope).names() if name == "facts"} == covered
     assert [e.text for e in store.bank("facts").entries()] == ["nobody's fact"]
 
@@ -89,7 +93,13 @@ def test_a_bank_in_memory_is_kept_in_a_scope(open_store: Open) -> None:
 
 
 @given(
-    parts=st.tuples(*[st.none() | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=5)] * 3),
+    parts=st.tuples(
+        *[
+            st.none()
+            | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=5)
+        ]
+        * 3
+    ),
     name=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=9),
 )
 def test_ids_and_scopes_are_one_to_one(parts: Any, name: str) -> None:

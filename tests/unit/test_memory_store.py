@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import sqlite3
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -585,8 +586,33 @@ def test_a_full_disk_refuses_the_write_and_loses_nothing(tmp_path: Path) -> None
     assert sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+def test_a_small_disk_that_fills_up_keeps_every_acknowledged_decision(tmp_path: Path) -> None:
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(tmp_path)], capture_output=True, text=True, timeout=30
+    )
+    if mounted.returncode:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.strip()}")
+    try:
+        acknowledged = 0
+        with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
+            bank = store.create("b")
+            with pytest.raises(MemR1Error, match="disk is full, and nothing was written"):
+                for n in range(10_000):
+                    bank.apply([add(f"fact {n} " + "x" * 1000)])
+                    acknowledged += 1
+            assert 100 < acknowledged == bank.seq == len(bank)
+            assert bank.search(f"fact {acknowledged - 1}", 1), "what is there can be read"
+        with pytest.raises(MemR1Error, match="disk is full, and nothing was written: free space"):
+            BankStore.open(tmp_path / "memory.db", HashEmbedder(64))  # whoever owns it has to say so there
+        subprocess.run(["mount", "-o", "remount,size=16m", str(tmp_path)], check=True, timeout=30)
+        with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
+            assert len(store.bank("b")) == acknowledged
+            store.verify("b")
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True, timeout=30)
+
+
 def test_the_library_offers_its_names_and_imports_nothing_before_it_is_asked() -> None:
-    import subprocess
     import sys
 
     code = (
