@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,6 +112,94 @@ def search(sizes: Sequence[int], queries: int) -> None:
         show(f"exact search, k 10, {size} entries", times(ours, queries), reference)
 
 
+def approximate_search(sizes: Sequence[int], queries: int) -> None:
+    """Chroma as an index, beside the exact one: time, and the share of the true ten nearest that it finds."""
+    from memr1.memory.chroma_index import ChromaIndex
+
+    for size in sizes:
+        vectors, asked = unit(size, seed=1), unit(queries, seed=2)
+        names = [f"m{i}" for i in range(size)]
+        exact, chroma = ExactIndex(), ChromaIndex(f"search-{size}")
+        exact.add(names, vectors)
+        start = time.perf_counter()
+        chroma.add(names, vectors)
+        filling = time.perf_counter() - start
+        true = [{n for n, _ in exact.query(q, 10)} for q in asked]
+        found = [{n for n, _ in chroma.query(q, 10)} for q in asked]
+        recall = sum(len(a & b) for a, b in zip(true, found, strict=True)) / (10 * queries)
+        reference = times(lambda i, index=exact, asked=asked: index.query(asked[i], 10), queries)
+        seconds = times(lambda i, index=chroma, asked=asked: index.query(asked[i], 10), queries)
+        show(
+            f"Chroma search, k 10, {size} entries",
+            seconds,
+            reference,
+            f"recall {recall:.3f}, filled in {filling:.1f} s",
+        )
+
+
+def hybrid_search(sizes: Sequence[int], queries: int) -> None:
+    """Words and vectors fused, beside vectors alone. Each query shares its rare words with one entry, and its vector
+    with none: only the words can find it."""
+    for size in sizes:
+        bank = MemoryBank("b", CachedEmbedder(RandomVectors(), max_texts=2 * size))
+        texts = [f"person {i} keeps item {i * 7919 % size} in room {i % 97}" for i in range(size)]
+        for i in range(0, size, 1000):
+            bank.apply([MemoryOp(Event.ADD, text) for text in texts[i : i + 1000]])
+        wanted = [(i * 9973 + 1) % size for i in range(queries)]
+        asked = [f"who is person {i} with item {i * 7919 % size}?" for i in wanted]
+        bank.search(asked[0], 10, by="hybrid")  # BM25 is made when first asked for
+        bank.embedder.embed(asked)
+        hits = sum(
+            f"m{i + 1}" in {h.entry.id for h in bank.search(q, 10, by="hybrid")}
+            for i, q in zip(wanted, asked, strict=True)
+        )
+        alone = times(lambda i, bank=bank, asked=asked: bank.search(asked[i], 10), queries)
+        both = times(lambda i, bank=bank, asked=asked: bank.search(asked[i], 10, by="hybrid"), queries)
+        show(f"hybrid search, k 10, {size} entries", both, alone, f"found {hits} of {queries} by their words")
+
+
+def diverging(size: int, number: int, rounds: int) -> None:
+    """A group of rollouts: forks of one bank that each go their own way, in turns."""
+    bank = MemoryBank("b", CachedEmbedder(RandomVectors(), max_texts=2 * size))
+    for i in range(0, size, 1000):
+        bank.apply([MemoryOp(Event.ADD, f"fact {j}") for j in range(i, min(i + 1000, size))])
+    tracemalloc.start()
+    forks = [bank.fork() for _ in range(number)]
+    for f, fork in enumerate(forks):
+        fork.apply([MemoryOp(Event.UPDATE, f"first of {f}", "m1")])
+    own = tracemalloc.get_traced_memory()[0] / number
+    tracemalloc.stop()
+    start = time.perf_counter()
+    for n in range(rounds):
+        for f, fork in enumerate(forks):
+            fork.apply([MemoryOp(Event.UPDATE, f"fork {f} says {n}", f"m{n % size + 1}")])
+    seconds = time.perf_counter() - start
+    print(
+        f"{number} forks of {size} entries, in turns{'':<7} {number * rounds / seconds:9.0f} decisions/s"
+        f"   {own / 1024:9.1f} KiB of its own for each",
+        flush=True,
+    )
+
+
+def memory(size: int) -> None:
+    """Python's own count of what a bank in memory takes, and the vectors of its index."""
+    tracemalloc.start()
+    bank = MemoryBank("b", CachedEmbedder(RandomVectors(), max_texts=1))
+    for i in range(0, size, 100):
+        bank.apply(
+            [MemoryOp(Event.ADD, f"fact number {j} about somebody") for j in range(i, i + 100)], time="2024-03-01"
+        )
+    entries = tracemalloc.get_traced_memory()[0]
+    bank.sync()
+    indexed = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    print(
+        f"memory of {size} entries{'':<16} {entries / size:9.0f} bytes each with their log, "
+        f"{(indexed - entries) / size:.0f} more with vectors of {DIM} float32",
+        flush=True,
+    )
+
+
 def forks(size: int, number: int) -> None:
     """Forking a bank, and what the first write to a fork costs."""
     embedder = CachedEmbedder(RandomVectors(), max_texts=2 * size)
@@ -155,8 +244,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as name:
         folder = Path(name)
         durable_writes(folder, 20 if quick else 200)
-        search([1_000, 10_000] if quick else [1_000, 10_000, 100_000], 20 if quick else 100)
+        sizes = [1_000, 10_000] if quick else [1_000, 10_000, 100_000]
+        search(sizes if quick else [*sizes, 1_000_000], 20 if quick else 100)
+        approximate_search(sizes, 20 if quick else 100)
+        hybrid_search(sizes, 20 if quick else 100)
         forks(1_000 if quick else 100_000, 16 if quick else 64)
+        for size in sizes:
+            diverging(size, 64, 10 if quick else 50)
+        memory(sizes[-1] // 10)
         recovery(folder, [1_000] if quick else [1_000, 10_000, 50_000])
 
 

@@ -171,8 +171,8 @@ class StageConfig:
     """Passes over the batch of a step, each one optimizer step (the mu of arXiv 2402.03300, algorithm 1). Above 1 the
     clipped ratio keeps the policy near the one that sampled; worth it where rollouts cost far more than updates."""
     group_size: int = 0
-    """Rollouts per task in a `grpo` stage; 0 takes `rollout.group_size`. The manager's decisions are short and equal ones
-    are judged once, so that larger groups cost it little."""
+    """Rollouts per task in a `grpo` stage; 0 takes `rollout.group_size`. The manager's decisions are short, and equal
+    ones are judged once, so that larger groups cost it little."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
     bank: str = "oracle"

@@ -1,8 +1,8 @@
 """Folders of Chroma databases, trusted only as they were left.
 
-Chroma believes its files: from torn ones it finds less, crashes the process, or writes until the disk is full. They are
-only an index. So a process that is done with a folder writes down what is in it (the seal), and a folder without a seal,
-or that differs from it, is replaced by an empty one, which the bank fills again from its entries.
+Chroma believes its files: from torn ones it finds less, crashes the process, or writes until the disk is full. They
+are only an index. So a process that is done with a folder writes down what is in it (the seal), and a folder without a
+seal, or one that differs from it, is replaced by an empty one, which the bank fills again from its entries.
 """
 
 from __future__ import annotations

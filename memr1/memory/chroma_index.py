@@ -3,7 +3,7 @@
 Chroma is not the system of record. Measured with 1.5.9: `add` of a known id is ignored and `update` of an unknown one
 does nothing (so: upsert), batches above 5,461 fail (so: split), an empty list of ids raises (so: never sent), the
 default distance is l2 and the default embedder downloads a model (so: both are set), its search is approximate, and a
-process killed during a flush can leave a collection unreadable (so: `memr1.memory.chroma_folder` trusts sealed files only).
+process killed during a flush can leave a collection unreadable (so: `memr1.memory.chroma_folder` trusts sealed files).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ChromaIndex:
         self, namespace: str, path: str | Path | None = None, collection: str = "memr1", client: Any = None
     ) -> None:
         """namespace: the bank's id; must be unique in the collection.
-        path: folder of a persistent database; None keeps everything in the memory of this process. Files in it that were
-            not closed in order (`chroma_folder.close_folders`, called at exit), or were damaged, are made again.
+        path: folder of a persistent database; None keeps everything in the memory of this process. Files in it that
+            were not closed in order (`chroma_folder.close_folders`, called at exit), or were damaged, are made again.
         collection: name prefix; the width of the vectors is added, as a collection takes one width only.
         client: a ready Chroma client (for example `chromadb.HttpClient`) instead of path."""
         self.namespace = namespace

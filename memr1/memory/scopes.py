@@ -58,8 +58,8 @@ class Scope:
         bank_id = f"{MARK}{'/'.join(parts)}/{name}"
         if len(bank_id) > 255:
             raise MemR1Error(
-                f"scope: user_id, agent_id, run_id and the bank's name take {len(bank_id)} characters together, at most "
-                "255 are possible; use shorter ones, or a digest"
+                f"scope: user_id, agent_id, run_id and the bank's name take {len(bank_id)} characters together, at "
+                "most 255 are possible; use shorter ones, or a digest"
             )
         return bank_id
 

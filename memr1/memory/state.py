@@ -225,7 +225,7 @@ class Draft:
         return self._update(op, target) if op.event is Event.UPDATE else self._delete(op, target)
 
     def rerun(self, result: OpResult) -> OpResult:
-        """Draft again what a log says was applied. Of an operation whose content was erased, the outcome is believed."""
+        """Draft again what a log says was applied. Of an operation that lost its content, the outcome is believed."""
         op = result.op
         if not op.erased or op.event not in (Event.ADD, Event.UPDATE):
             return self.run(op)

@@ -241,8 +241,8 @@ class BankStore:
                 self._database.wipe([t.name for t in (tables.records, tables.entries, tables.vectors)])
             except SQLAlchemyError as error:
                 raise MemR1Error(
-                    f"{self.where}: {what}: it is gone from the tables, but pages that were given up may still hold it: "
-                    f"{explained(error)}; erase again when that is mended"
+                    f"{self.where}: {what}: it is gone from the tables, but pages that were given up may still hold "
+                    f"it: {explained(error)}; erase again when that is mended"
                 ) from error
 
     def wiped(self, bank_id: str, erased: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:

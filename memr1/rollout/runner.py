@@ -96,7 +96,8 @@ class Runner:
             )
 
     def play(self, plays: Sequence[Play], reward: str, temperature: float) -> list[Trajectory]:
-        """Play tasks, those of one task in a row as a group; the role whose task it is samples and trains, the other is frozen and greedy.
+        """Play tasks, those of one task in a row as a group; the role whose task it is samples and trains, the other is
+        frozen and greedy.
 
         An episode that fails comes back as a trajectory with `error` set and no reward.
         """

@@ -1,4 +1,4 @@
-"""Files of a Chroma index that were torn, cut or lost: the bank says so or goes on without them, and never answers wrong."""
+"""Files of a Chroma index that were torn, cut or lost are noticed and made again, and no answer is wrong."""
 
 from __future__ import annotations
 
