@@ -71,7 +71,8 @@ def close_folders() -> None:
         for found in _opened.values():
             if found.process == os.getpid():  # not in a process that was forked from the one that writes
                 found.client.close()
-                _seal_of(found.inner).write_text(json.dumps(_contents(found.inner)))
+                if found.inner.is_dir():  # otherwise somebody has removed it meanwhile
+                    _seal_of(found.inner).write_text(json.dumps(_contents(found.inner)))
                 found.lock.release()
         _opened.clear()
 

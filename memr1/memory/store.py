@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from memr1.errors import MemR1Error
@@ -36,6 +36,21 @@ from memr1.memory.owner import describe
 from memr1.memory.scopes import Scope, ScopedBanks
 from memr1.memory.state import BankRules
 from memr1.memory.types import MemoryEntry
+
+# made once: building a statement costs about as much as running it
+_MAY_WRITE = (
+    select(tables.settings.c.value, tables.banks.c.incarnation)
+    .select_from(tables.banks.join(tables.settings, tables.settings.c.name == "epoch"))
+    .where(tables.banks.c.bank_id == bindparam("bank_id"))
+    .with_for_update(read=True, of=tables.settings)
+)
+"""The owner's number, which nobody may change before the transaction ends, and the incarnation of a bank."""
+_NEW_RECORD, _NEW_ENTRY = insert(tables.records), insert(tables.entries)
+_CHANGED_ENTRY = (
+    update(tables.entries)
+    .where(tables.entries.c.bank_id == bindparam("bank"), tables.entries.c.entry_id == bindparam("entry"))
+    .values(body=bindparam("body"))
+)
 
 Changes = Sequence[tuple[MemoryEntry | None, MemoryEntry]]
 
@@ -347,14 +362,13 @@ class _Journal:
         if self._dead is not None:
             raise MemR1Error(self._dead)
         row = _record_row(bank_id, record)
-        t = tables.banks.c
         try:
             with store.transaction(f"writing to bank {bank_id!r}") as connection:
-                store.still_owner(connection)
-                found = connection.execute(select(t.incarnation).where(t.bank_id == bank_id)).scalar()
-                if found != self.incarnation:
+                found = connection.execute(_MAY_WRITE, {"bank_id": bank_id}).first()
+                if found is None or tuple(found) != (str(store.epoch), self.incarnation):
+                    store.still_owner(connection)
                     raise Conflict(f"{store.where}: bank {bank_id!r} was dropped")
-                connection.execute(insert(tables.records).values(**row))
+                connection.execute(_NEW_RECORD, row)
                 yield connection
         except Conflict as error:
             self._dead = (
@@ -391,13 +405,10 @@ def _forget_vectors(connection: Connection, texts: Iterable[str]) -> None:
 
 def _write_entries(connection: Connection, bank_id: str, changed: Sequence[MemoryEntry], known: frozenset[str]) -> None:
     """Write the newest versions of entries; `known`: ids that have a row already."""
-    t = tables.entries
-    rows = [{"entry_id": e.id, "body": canonical(entry_to_json(e))} for e in changed]
-    for row in rows:
-        if row["entry_id"] in known:
-            connection.execute(
-                update(t).where(t.c.bank_id == bank_id, t.c.entry_id == row["entry_id"]).values(body=row["body"])
-            )
-    new = [{"bank_id": bank_id, **row} for row in rows if row["entry_id"] not in known]
+    bodies = {e.id: canonical(entry_to_json(e)) for e in changed}
+    old = [{"bank": bank_id, "entry": name, "body": body} for name, body in bodies.items() if name in known]
+    if old:
+        connection.execute(_CHANGED_ENTRY, old)
+    new = [{"bank_id": bank_id, "entry_id": name, "body": body} for name, body in bodies.items() if name not in known]
     for i in range(0, len(new), tables.PER_STATEMENT):
-        connection.execute(insert(t), new[i : i + tables.PER_STATEMENT])
+        connection.execute(_NEW_ENTRY, new[i : i + tables.PER_STATEMENT])

@@ -44,11 +44,12 @@ def test_everything_is_there_when_the_store_is_opened_again(open_store: Open) ->
     bank = store.create("alice", rules=BankRules(max_chars=99))
     source = Provenance(turn_ids=("D1:3",), speaker="Alice", role="manager", weight_version=7)
     bank.apply(
-        [add("Alice lives in Rome", metadata={"n": [1, {"é": None}]}), add('Alice \x00 \\ " ☃')], time="2024-03-01"
+        [add("Alice lives in Rome", metadata={"n": [1, {"é": None}]}), add('Alice \t \\ " ☃')], time="2024-03-01"
     )
     bank.apply([MemoryOp(Event.UPDATE, "Alice lives in Oslo", "m1")], provenance=source, event_time="2024-03-02")
     bank.apply([MemoryOp(Event.DELETE, entry_id="m2"), MemoryOp(Event.UPDATE, "x", "m9")], on_reject="skip")
-    bank.apply([MemoryOp(Event.UPDATE, "lone \ud800", "m1")])  # rejected, and on record
+    for bad in ("lone \ud800", "nul \0"):  # rejected, and on record
+        assert bank.apply([MemoryOp(Event.UPDATE, bad, "m1")])[0].reason == "invalid_text"
     log, entries, stats = bank.log, bank.entries(), bank.stats()
     history = bank.history("m1")
     store.close()
