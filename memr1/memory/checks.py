@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from memr1.errors import MemR1Error
-from memr1.memory.jsonl import plain_json
+from memr1.memory.jsonl import canonical, plain_json
 from memr1.memory.state import is_unicode
 from memr1.memory.types import Event, MemoryOp, Provenance
 
@@ -32,9 +32,17 @@ def check_op(op: MemoryOp, where: str) -> MemoryOp:
         raise MemR1Error(f"{where}.erased: only logs hold erased operations; use MemoryBank.erase")
     if _depth(op.metadata) > DEEPEST_METADATA:
         raise MemR1Error(f"{where}.metadata: more than {DEEPEST_METADATA} lists and objects inside one another")
-    return dataclasses.replace(op, metadata=plain_json(op.metadata, f"{where}.metadata"))
+    metadata = plain_json(op.metadata, f"{where}.metadata")
+    if metadata and len(canonical(metadata)) > LARGEST_METADATA:
+        raise MemR1Error(
+            f"{where}.metadata: {len(canonical(metadata))} characters as JSON, at most {LARGEST_METADATA} are kept; "
+            "store large things elsewhere and keep their name here"
+        )
+    return dataclasses.replace(op, metadata=metadata)
 
 
+LARGEST_METADATA = 65_536
+"""Characters of an operation's metadata as JSON."""
 DEEPEST_METADATA = 16
 """Levels of metadata; what nests without end can be written down but not always read again."""
 

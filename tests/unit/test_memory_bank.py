@@ -416,3 +416,18 @@ def test_a_cached_embedder_is_not_wrapped_again() -> None:
     embedder = CachedEmbedder(HashEmbedder(8))
     assert MemoryBank("b", embedder).embedder is embedder
     assert MemoryBank("b", embedder).fork().embedder is embedder
+
+
+def test_metadata_that_nests_without_end_or_is_huge_is_refused_and_leaves_no_trace() -> None:
+    bank = MemoryBank("b", HashEmbedder(16))
+    deep: dict = {}
+    for _ in range(20):
+        deep = {"deeper": deep}
+    for metadata, message in (
+        (deep, "more than 16 lists and objects"),
+        ({"x": "y" * 70_000}, "70008 characters as JSON"),
+    ):
+        with pytest.raises(MemR1Error, match=message):
+            bank.apply([MemoryOp(Event.ADD, "one", metadata=metadata)])
+    assert bank.seq == 0
+    assert bank.apply([MemoryOp(Event.ADD, "one", metadata={"x": "y" * 60_000})])[0].ok

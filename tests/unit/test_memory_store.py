@@ -613,6 +613,54 @@ def test_a_small_disk_that_fills_up_keeps_every_acknowledged_decision(tmp_path: 
         subprocess.run(["umount", "-l", str(tmp_path)], check=True, timeout=30)
 
 
+def test_a_read_only_disk_is_named_with_a_remedy(tmp_path: Path) -> None:
+    with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
+        store.create("b").apply([add("one")])
+    bound = subprocess.run(
+        ["mount", "--bind", str(tmp_path), str(tmp_path)], capture_output=True, text=True, timeout=30
+    )
+    if bound.returncode:
+        pytest.skip(f"no read-only disk can be made here: {bound.stderr.strip()}")
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(tmp_path)], check=True, timeout=30)
+        with pytest.raises(MemR1Error, match="choose (a writable|another) folder"):
+            BankStore.open(tmp_path / "memory.db", HashEmbedder(64))
+        with pytest.raises(MemR1Error, match="choose (a writable|another) folder"):
+            BankStore.open(tmp_path / "new.db", HashEmbedder(64))
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True, timeout=30)
+    with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
+        assert [e.text for e in store.bank("b").entries()] == ["one"]
+
+
+def test_tables_of_an_older_version_are_brought_up_step_by_step(open_store: Open, monkeypatch: Any) -> None:
+    store = open_store()
+    store.create("b").apply([add("one")])
+    store.close()
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    steps = {
+        1: ("ALTER TABLE memr1_banks ADD COLUMN colour VARCHAR(9)", "UPDATE memr1_banks SET colour = 'red'"),
+        2: ("UPDATE memr1_banks SET colour = colour || 'dish'",),
+    }
+    monkeypatch.setattr(tables, "_MIGRATIONS", steps)
+    for _ in range(2):  # the second time there is nothing left to do
+        store = open_store()
+        with store.transaction("looking") as connection:
+            assert connection.execute(text("SELECT colour FROM memr1_banks")).scalars().all() == ["reddish"]
+            assert tables.read_number(connection, "schema_version") == 3
+        assert [e.text for e in store.bank("b").entries()] == ["one"]
+        store.close()
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 4)
+    monkeypatch.setattr(tables, "_MIGRATIONS", {3: ("ALTER TABLE memr1_banks ADD COLUMN x TEXT", "nonsense")})
+    with pytest.raises(MemR1Error, match="nonsense"):
+        open_store()
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    with open_store() as store, store.transaction("looking") as connection:
+        assert tables.read_number(connection, "schema_version") == 3
+        columns = list(connection.execute(text("SELECT * FROM memr1_banks")).keys())
+        assert "x" not in columns, "a step that fails leaves no half of itself"
+
+
 def test_the_library_offers_its_names_and_imports_nothing_before_it_is_asked() -> None:
     import sys
 
