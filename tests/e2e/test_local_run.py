@@ -49,7 +49,7 @@ stages:
   - {role: answerer, objective: sft, steps: 2, examples_per_step: 3}
   - {role: manager, objective: sft, steps: 2, examples_per_step: 3, learning_rate: 1e-3, schedule: linear}
   - {role: answerer, objective: grpo, steps: 2, bank: manager}
-  - {role: manager, objective: grpo, steps: 2}
+  - {role: manager, objective: grpo, steps: 2, group_size: 6}
 """
 TWO_STAGES = """
 algo: {kl_coef: 0.05}
@@ -141,9 +141,10 @@ def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, Path, st
     assert all(m["learner/grad_norm"] > 0 for m in metrics if "learner/skipped" not in m)
     assert sum("learner/skipped" in m for m in metrics) <= 2
     assert list(rollout_files(run)) == [5, 6, 7, 8]
-    for path in rollout_files(run).values():
+    for step, path in rollout_files(run).items():
         rollouts = read_rollouts(path)
-        assert len(rollouts) == 12
+        assert len(rollouts) == 3 * (4 if step < 7 else 6)
+        assert len({r["seed"] for r in rollouts}) == len(rollouts)
         assert all(r["reward"] is not None and r["steps"] for r in rollouts)
     assert [p.name for p in committed(run)] == [f"step_00000{i}" for i in (2, 4, 6, 8)]
     assert all((p / MARKER).exists() and (p / "policies/manager").is_dir() for p in committed(run))

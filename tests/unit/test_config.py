@@ -110,6 +110,7 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("data.kind=jsonl", "data.path: jsonl needs a file"),
         ("stages=[{steps: 0}]", "stages.0.steps: must be at least 1, is 0; remove the stage instead"),
         ("stages=[{learning_rate: 0}]", "stages.0.learning_rate: must be above 0"),
+        ("stages=[{group_size: 1}]", "stages.0.group_size: must be 0 or at least 2, is 1"),
         ("learner.max_tokens_per_microbatch=0", "learner.max_tokens_per_microbatch: must be at least 1"),
         ("rollout.max_tokens_per_batch=0", "rollout.max_tokens_per_batch: must be at least 1"),
         ("rollout.resample_rounds=-1", "rollout.resample_rounds: must be at least 0"),

@@ -68,7 +68,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
+        # in memory where that can be had: durability is not the matter here, and every write would wait for a disk
+        memory = Path("/dev/shm")
+        self.folder = tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None)
         self.path = Path(self.folder.name) / "memory.db"
         self.store = BankStore.open(self.path, HashEmbedder(16))
         self.models: dict[str, History] = {"a": History()}

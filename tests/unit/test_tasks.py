@@ -161,6 +161,26 @@ def test_a_question_pays_the_turn_that_completes_its_evidence_then_come_those_on
     assert judges(dialogue, "rollout.questions_per_decision=1")["3"] == ["Who keeps bees?"]
 
 
+def test_questions_on_old_entries_name_them_and_those_on_the_turn_are_always_asked() -> None:
+    dialogue = own(
+        (
+            Question("q1", "Where does Ana live?", "Oslo", "one", evidence=("1",)),
+            Question("q2", "What does Ben keep?", "bees", "one", evidence=("3",)),
+            Question("q3", "What is Ana?", "nurse", "one", evidence=("4",)),
+            Question("q4", "Where does the nurse live?", "Oslo", "two", evidence=("4", "1")),
+        )
+    )
+    made = tasks([dialogue], make_world(), "manager", "add-everything")
+    (task,) = (t.task for t in made if isinstance(t.task, DecisionTask) and t.task.turn_id == "4")
+    said = {e.text: e.id for e in MemoryBank.from_snapshot(task.snapshot, make_world().embedder).entries()}
+    assert {q.text: q.watches for q in task.questions} == {
+        "What is Ana?": (),
+        "Where does Ana live?": (said["Ana lives in Oslo."],),
+        "What does Ben keep?": (said["Ben keeps bees."],),
+        "Where does the nurse live?": (),
+    }
+
+
 def test_an_entry_is_watched_by_a_question_whose_answer_stands_nowhere_else() -> None:
     dialogue = own(
         (
