@@ -131,7 +131,7 @@ def play_decisions(
     mean over questions.
 
     All members are asked the same questions: those about the turn, and those about entries that a decision of the group
-    hit. Of an entry that nobody touched, all banks say the same.
+    hit. Of an entry that nobody touched, all banks say the same. Where that leaves none, all are asked.
     """
     memory, rollout = world.config.memory, world.config.rollout
     start = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
@@ -148,7 +148,7 @@ def play_decisions(
         for bank, completion in zip(banks, completions, strict=True)
     ]
     hit = {r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)}
-    questions = [q for q in task.questions if not q.watches or hit & set(q.watches)]
+    questions = [q for q in task.questions if not q.watches or hit & set(q.watches)] or list(task.questions)
     retrieved = [[[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for q in questions] for bank in banks]
     asked = [(q.text, found) for of_bank in retrieved for q, found in zip(questions, of_bank, strict=True)]
     answers = yield from ask(world, answerer, asked)

@@ -293,7 +293,8 @@ def test_a_group_is_asked_about_the_turn_and_about_the_entries_that_one_of_it_hi
         engine = ScriptedEngine(lambda p, r: "Use: none\nAnswer: Rome" if is_answerer(p) else next(said))
         seeds = range(len(decisions))
         played = run_group(play_decisions(task, world, LEARNER, FROZEN, EM, seeds), engine)
-        assert [p.reward for p in played] == [1 / (len(p.steps) - 1) for p in played]
+        right = sum(q.gold == "Rome" for q in task.questions)
+        assert [p.reward for p in played] == [right / (len(p.steps) - 1) for p in played]
         return [p.outcome["question"].split(" / ") for p in played]
 
     turn, first, second = (q.text for q in questions)
@@ -301,6 +302,8 @@ def test_a_group_is_asked_about_the_turn_and_about_the_entries_that_one_of_it_hi
     assert asked("NOOP", "UPDATE 2 Ben keeps cats") == [[turn, second]] * 2
     assert asked("DELETE 1", "UPDATE 2 Ben keeps cats", "NOOP") == [[turn, first, second]] * 3
     assert asked("UPDATE 9 Ana", "NOOP") == [[turn]] * 2, "what was rejected hit nothing"
+    task = decision_task(world, questions=questions[1:])
+    assert asked("NOOP", "NOOP") == [[first, second]] * 2, "a decision is never without a judge"
 
 
 def test_applied_operations_carry_their_provenance() -> None:
