@@ -29,7 +29,8 @@ class LinkedQuestion:
     gold: str
     category: str
     watches: tuple[str, ...] = ()
-    """Ids of old entries that it is about. It is asked when a decision of the group hits one; if empty, always."""
+    """Ids of old entries that it is about. It is asked when a decision of the group hits or hides one; if empty,
+    always."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ def play_decisions(
     """A group of trajectories of the manager, one for each seed: decide, apply, let the frozen answerer answer, pay the
     mean over questions.
 
-    All members are asked the same questions: those about the turn, and those about entries that a decision of the group
-    hit. Of an entry that nobody touched, all banks say the same. Where that leaves none, all are asked.
+    All members are asked the same questions: those about the turn, and those about old entries that a decision of the
+    group hit, or crowded out of what the answerer is shown. Where that leaves none, all are asked.
     """
     memory, rollout = world.config.memory, world.config.rollout
     start = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
@@ -148,8 +149,13 @@ def play_decisions(
         for bank, completion in zip(banks, completions, strict=True)
     ]
     hit = {r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)}
-    questions = [q for q in task.questions if not q.watches or hit & set(q.watches)] or list(task.questions)
-    retrieved = [[[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for q in questions] for bank in banks]
+    found = {
+        q: [[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for bank in banks] for q in task.questions
+    }
+    questions = [
+        q for q in task.questions if not q.watches or hit & set(q.watches) or _in_sight_of_some(q, found[q])
+    ] or list(task.questions)
+    retrieved = [[found[q][i] for q in questions] for i in range(len(banks))]
     asked = [(q.text, found) for of_bank in retrieved for q, found in zip(questions, of_bank, strict=True)]
     answers = yield from ask(world, answerer, asked)
     n = len(questions)
@@ -157,6 +163,12 @@ def play_decisions(
         _trajectory(task, world, reward, seed, before, bank, decided, questions, answers[i * n : (i + 1) * n], found)
         for i, (seed, bank, decided, found) in enumerate(zip(seeds, banks, decisions, retrieved, strict=True))
     ]
+
+
+def _in_sight_of_some(question: LinkedQuestion, found: Sequence[Sequence[MemoryEntry]]) -> bool:
+    """Whether an entry that the question watches is shown to some members of a group and not to others."""
+    shown_to = [bool({e.id for e in entries} & set(question.watches)) for entries in found]
+    return any(shown_to) and not all(shown_to)
 
 
 def _trajectory(
@@ -191,7 +203,7 @@ def _trajectory(
         outcome={
             "facts": list(task.facts),
             "question": " / ".join(q.text for q in questions),
-            "category": task.questions[0].category,
+            "category": questions[0].category,
             "gold": " / ".join(q.gold for q in questions),
             "answer": " / ".join(a.answer.text or "(not parsed)" for a in answers),
             "retrieved": shown(list({e.id: e for found in retrieved for e in found}.values())),

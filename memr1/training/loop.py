@@ -115,9 +115,11 @@ class Trainer:
         advantages: list[float] = []
         wanted = r.prompts_per_step
         for round_ in range(1 + r.resample_rounds):
+            # a task that comes twice, as epochs end within a batch, is one group and is played as one
+            slots = sorted(enumerate(self.sampler.take(wanted)), key=lambda slot: slot[1])
             plays = [
                 Play(self.tasks[i].task, self._seed(round_, slot, member))
-                for slot, i in enumerate(self.sampler.take(wanted))
+                for slot, i in slots
                 for member in range(self._group_size)
             ]
             batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature)

@@ -141,7 +141,7 @@ def _judges(
             about = [q for q in open_now if turns & set(q.evidence) and q not in chosen]
             about = sorted(about, key=lambda q: (not _hangs_on(q, source, others), len(q.evidence)))[:1]
             chosen += about
-            watches |= {q.id: [] for q in about if entry is not None}
+            watches |= {q.id: [] for q in about if entry is not None and now not in q.evidence}
         for q in about:
             if entry is not None and q.id in watches:
                 watches[q.id].append(entry.id)

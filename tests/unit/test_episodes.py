@@ -306,6 +306,19 @@ def test_a_group_is_asked_about_the_turn_and_about_the_entries_that_one_of_it_hi
     assert asked("NOOP", "NOOP") == [[first, second]] * 2, "a decision is never without a judge"
 
 
+def test_a_question_on_an_entry_that_one_decision_hides_is_asked_of_all() -> None:
+    questions = (
+        LinkedQuestion("Where does Ana live?", "Rome", "c"),
+        LinkedQuestion("Who keeps bees?", "Ben", "c", watches=("m2",)),
+    )
+    world = make_world("memory.answerer_top_k=1")
+    said = iter(["NOOP", "ADD who keeps bees at night"])
+    engine = ScriptedEngine(lambda p, r: "Use: none\nAnswer: Rome" if is_answerer(p) else next(said))
+    task = decision_task(world, questions=questions)
+    played = run_group(play_decisions(task, world, LEARNER, FROZEN, EM, range(2)), engine)
+    assert [len(p.steps) for p in played] == [3, 3]
+
+
 def test_applied_operations_carry_their_provenance() -> None:
     world = make_world()
     task = decision_task(world, questions=(LinkedQuestion("Where does Ana live?", "Rome", "c"),))

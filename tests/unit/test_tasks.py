@@ -181,6 +181,18 @@ def test_questions_on_old_entries_name_them_and_those_on_the_turn_are_always_ask
     }
 
 
+def test_a_question_that_needs_the_turn_is_always_asked_whatever_it_watches() -> None:
+    dialogue = own(
+        (
+            Question("q3", "What is Ana?", "nurse", "one", evidence=("4",)),
+            Question("q4", "Where does the nurse live?", "Oslo", "two", evidence=("4", "1")),
+        )
+    )
+    made = tasks([dialogue], make_world(), "manager", "add-everything")
+    (task,) = (t.task for t in made if isinstance(t.task, DecisionTask) and t.task.turn_id == "4")
+    assert [(q.text, q.watches) for q in task.questions] == [("What is Ana?", ()), ("Where does the nurse live?", ())]
+
+
 def test_an_entry_is_watched_by_a_question_whose_answer_stands_nowhere_else() -> None:
     dialogue = own(
         (
