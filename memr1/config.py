@@ -113,12 +113,18 @@ class RolloutConfig:
 class AlgoConfig:
     """GRPO (arXiv 2402.03300) and its options."""
 
-    normalize_std: bool = True
-    """Divide group-relative rewards by their standard deviation; False is Dr.GRPO (arXiv 2503.20783)."""
+    advantage: str = "grpo"
+    """`grpo` divides rewards less their group's mean by the group's standard deviation; `dr-grpo` does not (arXiv
+    2503.20783); `rloo` compares each with the mean of the others (arXiv 2402.14740)."""
     clip_low: float = 0.2
     """Lower clip of the probability ratio."""
     clip_high: float = 0.2
     """Upper clip of the probability ratio; 0.28 is DAPO's clip-higher (arXiv 2503.14476)."""
+    dual_clip: float = 0.0
+    """Above 1, bounds the loss of a token with a negative advantage (arXiv 1912.09729); 0 is off, 3 is usual."""
+    ratio: str = "token"
+    """`token`, or `sequence` for GSPO's ratio of whole sequences (arXiv 2507.18071). That one needs
+    `aggregation: sequence-mean` and far narrower clips, such as 3e-4 and 4e-4."""
     kl_coef: float = 0.0
     """Weight of the k3 KL to the reference in the loss; 0 skips the reference model. 0.001 is usual."""
     importance_cap: float = 2.0
@@ -261,6 +267,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "memory.on_reject": ("abort", "skip"),
     "agents.extractor": ("gold", "utterance", "llm"),
     "agents.protocol": ("lines", "json"),
+    "algo.advantage": ("grpo", "dr-grpo", "rloo"),
+    "algo.ratio": ("token", "sequence"),
     "algo.aggregation": ("token-mean", "sequence-mean"),
     "stages.role": ("answerer", "manager"),
     "stages.objective": ("sft", "grpo"),
@@ -465,6 +473,16 @@ def validate(config: Config, source: str = "config") -> None:
     for name in ("clip_high", "kl_coef", "importance_cap"):
         value = getattr(config.algo, name)
         need(value >= 0, f"algo.{name}", f"must be at least 0, is {value}")
+    need(
+        config.algo.dual_clip == 0 or config.algo.dual_clip > 1,
+        "algo.dual_clip",
+        f"must be 0 or above 1, is {config.algo.dual_clip}",
+    )
+    need(
+        config.algo.ratio == "token" or config.algo.aggregation == "sequence-mean",
+        "algo.ratio",
+        "sequence needs algo.aggregation=sequence-mean: GSPO gives every sequence one weight",
+    )
     need(
         config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}"
     )

@@ -28,6 +28,32 @@ def grpo_advantages(
     return advantages
 
 
+def rloo_advantages(rewards: Tensor, group_ids: Tensor, *, min_range: float = 1e-6) -> Tensor:
+    """Leave-one-out advantages: the reward less the mean reward of the others of its group (arXiv 2402.14740, eq. 7).
+
+    Shapes and the treatment of groups without a signal as in `grpo_advantages`. Equal to Dr.GRPO's times G / (G - 1).
+    """
+    advantages = torch.zeros_like(rewards)
+    for group in group_ids.unique():
+        members = group_ids == group
+        r = rewards[members]
+        if r.numel() < 2 or (r.max() - r.min()) <= min_range:
+            continue
+        advantages[members] = (r - r.mean()) * (r.numel() / (r.numel() - 1))
+    return advantages
+
+
+def group_advantages(rewards: Tensor, group_ids: Tensor, estimator: str) -> Tensor:
+    """Advantages by the name of an estimator, as in `algo.advantage`; ValueError for a name that is none."""
+    if estimator == "grpo":
+        return grpo_advantages(rewards, group_ids)
+    if estimator == "dr-grpo":
+        return grpo_advantages(rewards, group_ids, normalize_std=False)
+    if estimator == "rloo":
+        return rloo_advantages(rewards, group_ids)
+    raise ValueError(f"unknown estimator {estimator!r}; use grpo, dr-grpo or rloo")
+
+
 def zero_variance_groups(rewards: Tensor, group_ids: Tensor, *, min_range: float = 1e-6) -> Tensor:
     """True for trajectories whose group has rewards within `min_range` of each other. Shapes (num_trajectories,)."""
     out = torch.zeros_like(group_ids, dtype=torch.bool)

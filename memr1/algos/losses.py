@@ -37,6 +37,8 @@ def grpo_loss(
     clip_high: float = 0.2,
     kl_coef: float = 0.0,
     importance_cap: float = 2.0,
+    dual_clip: float = 0.0,
+    sequence_ids: Tensor | None = None,
 ) -> PolicyLoss:
     """Clipped surrogate with optional k3 KL (arXiv 1707.06347 eq. 7; arXiv 2402.03300 eq. 2 and 4).
 
@@ -46,12 +48,21 @@ def grpo_loss(
     importance ratio min(exp(old - rollout), importance_cap), which corrects numerical drift of the engine.
     advantages: the scalar of the token's trajectory. weights: token weight already divided by the global denominator
     (0 for tokens that do not train), so that the returned loss is a plain weighted sum.
+    dual_clip: above 1, the loss of a token with a negative advantage is at most this times its size, however likely the
+    token became (arXiv 1912.09729, eq. 5); 0 is off.
+    sequence_ids: (num_tokens,) which sequence a token belongs to. With it, every token has its sequence's ratio, the
+    geometric mean over the trained tokens (GSPO, arXiv 2507.18071, eq. 7); weights should then give each sequence one
+    weight.
     """
+    trains = (weights > 0).to(logprobs.dtype)
     log_ratio = (logprobs - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    if sequence_ids is not None:
+        log_ratio = _sequence_means(torch.where(weights > 0, log_ratio, 0.0), trains, sequence_ids)
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     surrogate = -torch.minimum(ratio * advantages, clipped * advantages)
-    trains = (weights > 0).to(logprobs.dtype)
+    if dual_clip > 1:
+        surrogate = torch.where(advantages < 0, surrogate.clamp(max=-dual_clip * advantages), surrogate)
     if rollout_logprobs is not None and importance_cap > 0:
         # tokens that the environment wrote have no log-probability of the engine's; 0 * NaN would be NaN
         sampled = torch.where(weights > 0, rollout_logprobs, old_logprobs)
@@ -68,6 +79,14 @@ def grpo_loss(
         loss = loss + kl_coef * (weights * kl).sum()
         stats["reference_kl"] = (kl * trains).sum().detach()
     return PolicyLoss(loss, {k: v.detach() for k, v in stats.items()})
+
+
+def _sequence_means(values: Tensor, trains: Tensor, sequence_ids: Tensor) -> Tensor:
+    """Each token's mean over the trained tokens of its sequence; (num_tokens,)."""
+    size = int(sequence_ids.max()) + 1
+    sums = values.new_zeros(size).index_add(0, sequence_ids, values)
+    counts = trains.new_zeros(size).index_add(0, sequence_ids, trains)
+    return (sums / counts.clamp(min=1))[sequence_ids]
 
 
 def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:

@@ -218,6 +218,8 @@ class DeepSpeedLearner:
                 clip_high=algo.clip_high,
                 kl_coef=algo.kl_coef,
                 importance_cap=algo.importance_cap,
+                dual_clip=algo.dual_clip,
+                sequence_ids=sequence_ids if algo.ratio == "sequence" else None,
             )
             if rollout is not None:
                 drift = (old - rollout).abs()

@@ -19,7 +19,7 @@ from memr1.errors import MemR1Error
 from memr1.memory.bm25 import BM25Retriever
 from memr1.memory.checks import check_actor, check_key, check_op, check_provenance, check_time
 from memr1.memory.embed import CachedEmbedder, Embedder
-from memr1.memory.erasure import Erasure, contents, redacted
+from memr1.memory.erasure import Erasure, Mentions, contents, places, redacted
 from memr1.memory.filters import Predicate, compile_filters, parse_moment
 from memr1.memory.fusion import fuse
 from memr1.memory.index import ExactIndex, IndexLost, VectorIndex, best
@@ -50,8 +50,8 @@ class Journal(Protocol):
         """Make the record durable, let these records and entries replace those of their numbers and ids, and drop the
         vectors of the texts. When this raises, the bank stays as it was."""
 
-    def wipe(self, entry_ids: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:
-        """Leave no copy of what these entries said in places that were given up; other places that hold a text."""
+    def wipe(self) -> None:
+        """Leave no copy of what was erased in places that were given up. `MemR1Error` when that cannot be done now."""
 
 
 @dataclass(frozen=True)
@@ -267,9 +267,10 @@ class MemoryBank:
     ) -> Erasure:
         """Take the content of entries out of everything: all their versions, the log, the index, kept vectors.
 
-        That they were there, when, and from which turn stays on record. This cannot be undone or rolled back, and a
-        store searches its database afterwards and says where else one of the texts stands. Forks, snapshots and files
-        that were made before are copies and keep what they hold. `MemR1Error` for an id never given out.
+        That they were there, when, and from which turn stays on record. This cannot be undone or rolled back. The
+        result says where else in the bank one of the texts stands. A store writes its whole database anew, which takes
+        its time. Forks, snapshots and files that were made before are copies and keep what they hold.
+        `MemR1Error` for an id never given out, or when old pages cannot be wiped now: ask again then.
         """
         provenance = check_provenance(provenance)
         check_time(time, "time")
@@ -283,10 +284,12 @@ class MemoryBank:
             wanted = tuple(
                 i for i in dict.fromkeys(entry_ids) if any(e.text or e.metadata for e in self._state.versions[i])
             )
-            texts = contents(e for i in wanted for e in self._state.versions[i])
             rewritten: list[LogRecord] = []
+            also_in: tuple[str, ...] = ()
             if wanted:
-                log, rewritten = redacted(self._log, wanted, texts)
+                texts = contents(e for i in wanted for e in self._state.versions[i])
+                mentions = Mentions(texts)
+                log, rewritten = redacted(self._log, wanted, mentions)
                 record = LogRecord(
                     seq=log.seq + 1,
                     results=(),
@@ -299,13 +302,29 @@ class MemoryBank:
                 after = MemoryBank.replay(log, self.embedder)._state
                 if self.journal is not None:
                     self.journal.erase(record, rewritten, [after.versions[i][-1] for i in wanted], texts)
+                self._erase_from_index([e for i in wanted for e in self._state.versions[i]])
                 self._log, self._state, self._words = log, after, None
-                self.embedder.forget()
                 self._mark_all()
                 self.sync()
-            # also when nothing is left to erase: an erasure whose wiping failed is finished by asking again
-            also_in = self.journal.wipe(entry_ids, texts) if self.journal is not None else ()
+                also_in = places(log, self.newest_versions(), mentions)
+            self.embedder.forget()
+            if self.journal is not None:
+                # also when nothing is left to erase: an erasure whose wiping failed is finished by asking again
+                try:
+                    self.journal.wipe()
+                except MemR1Error as error:
+                    where = f" (also said in {', '.join(also_in)}, which stays)" if also_in else ""
+                    raise MemR1Error(f"{error}{where}") from error
             return Erasure(wanted, tuple(r.seq for r in rewritten), also_in)
+
+    def _erase_from_index(self, versions: Sequence[MemoryEntry]) -> None:
+        keys = [self._key(e) for e in versions if e.text]
+        for index in (self._index, self._lost):
+            if index is not None:
+                try:
+                    index.erase(keys)
+                except IndexLost as error:  # whatever it still holds goes when it is made again
+                    self._stand_in(error)
 
     def purge(
         self,
@@ -327,6 +346,8 @@ class MemoryBank:
                 and chain[-1].updated_at is not None
                 and parse_moment(chain[-1].updated_at) < moment
             ]
+            if not old:
+                return Erasure((), ())  # an erasure rewrites the whole database of a store
             return self.erase(old, provenance=provenance, time=time, actor=actor)
 
     def _decide(self, record: LogRecord, draft: Draft) -> None:
@@ -607,6 +628,7 @@ class MemoryBank:
                 raise MemR1Error(f"record {record.seq}: {error}; the log is not one that a bank wrote") from error
             bank._log.append(record)
             bank._settle(record, draft)
+        bank._state.hide_erased()
         bank._mark_all()  # an index that was kept on disk needs only the differences
         return bank
 

@@ -76,6 +76,11 @@ def check_bank_id(bank_id: str) -> None:
     """`MemR1Error` unless a bank may be kept under this id."""
     if not isinstance(bank_id, str) or not 0 < len(bank_id) <= 255 or "\0" in bank_id or not is_unicode(bank_id):
         raise MemR1Error(f"bank_id: expected a text of 1 to 255 characters without NUL, got {bank_id!r}")
+
+
+def check_new_bank_id(bank_id: str) -> None:
+    """`MemR1Error` unless a bank may be made under this id."""
+    check_bank_id(bank_id)
     if bank_id.startswith("@") and bank_id.count("/") < 3:
         raise MemR1Error(f"bank_id: {bank_id!r} begins with @, as the banks of scopes do; use BankStore.scoped")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -23,17 +24,21 @@ from memr1.memory.owner import FileOwner
 
 logger = logging.getLogger(__name__)
 
+_NAME, _MARKER = "memr1-index-", "made-by-memr1"
+"""Names of the folders inside, and of the file by which this module knows what it may delete."""
 _lock = threading.Lock()
 _opened: dict[Path, _Opened] = {}
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Opened:
     client: Any
     inner: Path
     """The folder that Chroma uses."""
     lock: FileOwner
     process: int
+    trusted: bool = True
+    """False when it is to be made again, and not sealed."""
 
 
 def open_folder(folder: str | os.PathLike[str]) -> Any:
@@ -54,8 +59,10 @@ def open_folder(folder: str | os.PathLike[str]) -> Any:
         try:
             inner = _trusted(path)
             client = chromadb.PersistentClient(path=str(inner), settings=Settings(anonymized_telemetry=False))
-        except Exception as error:  # Chroma raises bare Rust panics and sqlite errors here
+        except BaseException as error:  # panics of Chroma's Rust core are no Exceptions
             lock.release()
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
             raise MemR1Error(
                 f"{path}: Chroma cannot open its database ({error}); make the folder writable, or choose another one"
             ) from error
@@ -65,29 +72,47 @@ def open_folder(folder: str | os.PathLike[str]) -> Any:
         return client
 
 
+def distrust(folder: str | os.PathLike[str]) -> None:
+    """Let the files of an open folder be made again when it is opened next: something in them must not stay."""
+    with _lock:
+        found = _opened.get(Path(folder).resolve())
+        if found is not None:
+            found.trusted = False
+
+
 def close_folders() -> None:
     """Close every folder that this process opened, and seal it. Done by itself when the process ends in order."""
     with _lock:
-        for found in _opened.values():
-            if found.process == os.getpid():  # not in a process that was forked from the one that writes
-                found.client.close()
-                if found.inner.is_dir():  # otherwise somebody has removed it meanwhile
-                    _seal_of(found.inner).write_text(json.dumps(_contents(found.inner)))
-                found.lock.release()
+        mine = [found for found in _opened.values() if found.process == os.getpid()]  # not what a parent opened
         _opened.clear()
+    for found in mine:
+        try:
+            found.client.close()
+            if found.trusted and found.inner.is_dir():  # otherwise somebody has removed it meanwhile
+                _seal_of(found.inner).write_text(json.dumps(_contents(found.inner)))
+        except Exception as error:  # without a seal it is made again, which is all that is lost
+            logger.warning("%s: the index could not be closed in order: %s", found.inner, error)
+        finally:
+            found.lock.release()
 
 
 def _trusted(path: Path) -> Path:
     """The folder inside to use: the newest one if its seal holds, otherwise a new one; older ones are removed."""
-    numbers = sorted(int(p.name[6:]) for p in path.glob("index-*") if p.name[6:].isdigit() and p.is_dir())
-    newest = path / f"index-{numbers[-1] if numbers else 1}"
-    if numbers and not _holds(newest):
+    ours = [p for p in path.glob(f"{_NAME}*") if p.name[len(_NAME) :].isdigit() and (p / _MARKER).is_file()]
+    ours.sort(key=lambda p: int(p.name[len(_NAME) :]))
+    newest = ours[-1] if ours else None
+    if newest is not None and not _holds(newest):
         logger.warning("%s: the index was not closed in order, or is damaged; it is made again", newest)
-        newest = path / f"index-{numbers[-1] + 1}"
-    for old in (path / f"index-{n}" for n in numbers):
+        newest = None
+    if newest is None:
+        last = max((int(p.name[len(_NAME) :]) for p in ours), default=0)
+        newest = next(p for n in itertools.count(last + 1) if not (p := path / f"{_NAME}{n}").exists())
+        newest.mkdir()
+        (newest / _MARKER).touch()
+    for old in ours:
         if old != newest:
-            shutil.rmtree(old)
             _seal_of(old).unlink(missing_ok=True)
+            shutil.rmtree(old)
     _seal_of(newest).unlink(missing_ok=True)  # from now on it changes
     return newest
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from memr1.errors import MemR1Error
-from memr1.memory.chroma_folder import open_folder
+from memr1.memory.chroma_folder import distrust, open_folder
 from memr1.memory.index import ExactIndex, IndexLost, Vectors, best, check_query, check_vectors
 
 _SPARE = 8
@@ -40,6 +40,7 @@ class ChromaIndex:
         collection: name prefix; the width of the vectors is added, as a collection takes one width only.
         client: a ready Chroma client (for example `chromadb.HttpClient`) instead of path."""
         self.namespace = namespace
+        self._folder = path if client is None else None
         self._client = client if client is not None else _in_memory() if path is None else open_folder(path)
         self._prefix = collection
         # a digest of fixed width: with the name itself, bank "a:b" id "c" and bank "a" id "b:c" could be one
@@ -84,6 +85,12 @@ class ChromaIndex:
         self._ids -= gone
         if not self._ids:  # an empty index takes vectors of any width, which live in another collection
             self._collection = self._dim = None
+
+    def erase(self, ids: Iterable[str]) -> None:
+        """See `VectorIndex.erase`: the files of a folder, in which Chroma leaves what it deletes, are made again."""
+        self.remove(ids)
+        if self._folder is not None:
+            distrust(self._folder)
 
     def query(self, vector: Vectors, k: int, allowed: Collection[str] | None = None) -> list[tuple[str, float]]:
         """The k nearest as far as Chroma finds them (approximate on large collections), scored again exactly."""

@@ -297,7 +297,7 @@ def purge(
 def _tell_erased(bank: str, erasure: Erasure) -> None:
     print(f"{bank}: {len(erasure.entries)} entries erased, from {len(erasure.rewritten)} decisions")
     for place in erasure.also_in:
-        print(f"also said in {place}, which stays")
+        print(f"also said in {place} of this bank, which stays")
 
 
 @app.command("export")

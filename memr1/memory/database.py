@@ -38,8 +38,17 @@ class Database:
             connection = opened.execution_options(isolation_level="AUTOCOMMIT")
             if self.engine.dialect.name == "sqlite":
                 connection.exec_driver_sql("VACUUM")
-                connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").close()
+                busy = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar()
+                if busy:
+                    raise MemR1Error(
+                        f"{self.where}: it is gone from the tables, but another program reads the database, so that "
+                        "its write-ahead log, which may still hold it, cannot be emptied; close that program, then "
+                        "call wipe()"
+                    )
             else:
+                connection.exec_driver_sql(
+                    "SET lock_timeout = '10s'"
+                )  # behind a dump, say: better an error than silence
                 for table in tables:
                     connection.exec_driver_sql(f"VACUUM FULL {table}")
 

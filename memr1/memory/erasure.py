@@ -5,8 +5,10 @@ What an entry said goes; that there was one, when, and from which turn stays, so
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+import re
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from memr1.memory.oplog import LogRecord, OpLog
 from memr1.memory.state import content_key
@@ -22,8 +24,8 @@ class Erasure:
     rewritten: tuple[int, ...]
     """Sequence numbers of the decisions from which it was taken."""
     also_in: tuple[str, ...] = ()
-    """Other places whose own content holds one of the erased texts, such as `bank 'alice', entry m7`: they were not
-    asked about, and stay."""
+    """Other entries and decisions of the bank, such as `entry m7`, whose own content holds one of the erased texts as
+    whole words: they were not asked about, and stay."""
 
 
 def contents(versions: Iterable[MemoryEntry]) -> frozenset[str]:
@@ -31,20 +33,44 @@ def contents(versions: Iterable[MemoryEntry]) -> frozenset[str]:
     return frozenset(v.text for v in versions if v.text)
 
 
-def redacted(log: OpLog, entry_ids: Collection[str], texts: Collection[str]) -> tuple[OpLog, list[LogRecord]]:
+class Mentions:
+    """Finds texts in other texts: as whole words, whatever their case and white space."""
+
+    def __init__(self, texts: Collection[str]) -> None:
+        keys = sorted({content_key(text) for text in texts})
+        self._pattern = re.compile("|".join(rf"(?<!\w){re.escape(key)}(?!\w)" for key in keys)) if keys else None
+
+    def __call__(self, text: str, metadata: Any = None) -> bool:
+        """Whether one of them stands in a text, or in any text within metadata."""
+        if self._pattern is None:
+            return False
+        return any(self._pattern.search(content_key(said)) for said in (text, *_texts(metadata)))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def redacted(log: OpLog, entry_ids: Collection[str], mentions: Mentions) -> tuple[OpLog, list[LogRecord]]:
     """The log without the content of some entries, and those of its records that are different for it.
 
-    texts: what these entries said. Rejected operations that hold one of them lose their content, too: often it was the
-        reason of the rejection.
+    mentions: finds what these entries said. Operations whose content no state depends on (rejected ones, and what a
+    NOOP or a DELETE carried) lose it when it mentions one of them: often it was the reason of the rejection.
     """
-    said = {content_key(text) for text in texts}
 
     def without(result: OpResult) -> OpResult:
         op = result.op
         target = result.entry_id if op.event is Event.ADD else result.entry_id or op.entry_id
-        about = target in entry_ids
-        repeats = not result.ok and any(text in content_key(op.text) for text in said)
-        if not (about or repeats) or not (op.text or op.metadata):
+        idle = not result.ok or op.event in (Event.NOOP, Event.DELETE)
+        if not (target in entry_ids or (idle and mentions(op.text, op.metadata))) or not (op.text or op.metadata):
             return result
         return replace(result, op=replace(op, text="", metadata={}, erased=True))
 
@@ -56,3 +82,9 @@ def redacted(log: OpLog, entry_ids: Collection[str], texts: Collection[str]) -> 
             changed.append(record)
         shorter.append(record)
     return shorter, changed
+
+
+def places(log: OpLog, newest: Iterable[MemoryEntry], mentions: Mentions) -> tuple[str, ...]:
+    """Where else a text stands: decisions, then entries."""
+    decisions = [f"decision {r.seq}" for r in log if any(mentions(op.text, op.metadata) for op in r.ops)]
+    return (*decisions, *(f"entry {e.id}" for e in newest if mentions(e.text, e.metadata)))

@@ -33,6 +33,9 @@ class VectorIndex(Protocol):
     def remove(self, ids: Iterable[str]) -> None:
         """Take ids out; ids that are not there are none of its business."""
 
+    def erase(self, ids: Iterable[str]) -> None:
+        """Take ids out and let nothing of their vectors outlive the next time that the index is opened."""
+
     def query(self, vector: Vectors, k: int, allowed: Collection[str] | None = None) -> list[tuple[str, float]]:
         """The k ids nearest to a vector (dim,), best first, with cosine similarities; ties in `natural_order`.
 
@@ -111,6 +114,10 @@ class ExactIndex:
                 self._dead.add(self._row[name])
         if len(self) == 0:  # an empty index takes vectors of any width
             self._block_ids, self._block, self._row, self._dead, self._dim = [], None, {}, set(), None
+
+    def erase(self, ids: Iterable[str]) -> None:
+        """The same as `remove`: nothing of this index is on a disk."""
+        self.remove(ids)
 
     def query(self, vector: Vectors, k: int, allowed: Collection[str] | None = None) -> list[tuple[str, float]]:
         """The k nearest among all, or among `allowed`."""

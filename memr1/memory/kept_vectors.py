@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 
 import numpy as np
@@ -34,6 +34,8 @@ class KeptVectors:
         write."""
         self._transaction, self._still_owner, self.inner = transaction, still_owner, inner
         self.name, self.dim = inner.name, inner.dim
+        self._erased: set[str] = set()
+        """Digests that are not kept again while this process lives: forks may still hold what a bank has erased."""
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """n texts to (n, dim) float32; those in the database are read, the others computed and written."""
@@ -53,6 +55,18 @@ class KeptVectors:
         """(dim,) of a query. Queries are not kept: there is no end to them."""
         return np.asarray(self.inner.embed([text])[0], np.float32)
 
+    def delete(self, connection: Connection, texts: Iterable[str]) -> None:
+        """Delete the vectors of texts."""
+        digests, v = list({digest(text) for text in texts}), tables.vectors.c
+        for i in range(0, len(digests), tables.PER_STATEMENT):
+            connection.execute(delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT])))
+
+    def forget(self, connection: Connection, texts: Iterable[str]) -> None:
+        """Delete the vectors of texts, and keep none of them from now on."""
+        texts = list(texts)
+        self._erased |= {digest(text) for text in texts}
+        self.delete(connection, texts)
+
     def _read(self, digests: Sequence[str]) -> dict[str, Vectors]:
         found: dict[str, Vectors] = {}
         v = tables.vectors.c
@@ -70,7 +84,11 @@ class KeptVectors:
         return found
 
     def _write(self, fresh: dict[str, Vectors]) -> None:
-        rows = [{"embedder": self.name, "digest": d, "vector": v.tobytes()} for d, v in fresh.items()]
+        rows = [
+            {"embedder": self.name, "digest": d, "vector": v.tobytes()}
+            for d, v in fresh.items()
+            if d not in self._erased
+        ]
         v = tables.vectors.c
         for i in range(0, len(rows), tables.PER_STATEMENT):
             batch = rows[i : i + tables.PER_STATEMENT]

@@ -152,6 +152,8 @@ def _op(fields: Fields) -> MemoryOp:
         metadata=fields.take("metadata", dict),
         erased=fields.take("erased", bool) if "erased" in fields else False,
     )
+    if op.erased and (op.text or op.metadata):
+        raise fields.fail("erased", "an erased operation has no content; the file was changed by hand")
     fields.end()
     return op
 

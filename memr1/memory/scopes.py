@@ -51,7 +51,8 @@ class Scope:
         )
 
     def bank_id(self, name: str) -> str:
-        """Id in the store of the bank of this name in exactly this scope."""
+        """Id in the store of the bank of this name in exactly this scope; `MemR1Error` for a name that is none."""
+        check_bank_id(name)
         if not any(getattr(self, f.name) for f in fields(self)):
             raise MemR1Error("scope: name a user_id, an agent_id or a run_id; banks of nobody are the store's own")
         parts = ("" if (value := getattr(self, f.name)) is None else quote(value, safe="") for f in fields(self))
@@ -66,7 +67,7 @@ class Scope:
     @classmethod
     def of(cls, bank_id: str) -> tuple[Scope, str] | None:
         """Scope and name of an id that `bank_id` made; None for the store's own banks."""
-        if not bank_id.startswith(MARK):
+        if not bank_id.startswith(MARK) or bank_id.count("/") < 3:
             return None
         *parts, name = bank_id[1:].split("/", 3)
         return cls(*(unquote(part) or None for part in parts)), name
@@ -116,5 +117,4 @@ class ScopedBanks:
         self._store.drop(self._id(name))
 
     def _id(self, name: str) -> str:
-        check_bank_id(name)
         return self.scope.bank_id(name)

@@ -151,6 +151,13 @@ class BankState:
         chain = self.versions.get(entry_id)
         return chain[-1] if chain else None
 
+    def hide_erased(self) -> None:
+        """End entries that a log shows without their content, because it was cut before the record of their erasure."""
+        for entry_id, chain in self.versions.items():
+            if chain[-1].status == "live" and not chain[-1].text:
+                self._own()
+                self.versions[entry_id] = (*chain[:-1], replace(chain[-1], status="erased"))
+
     def commit(self, draft: Draft) -> None:
         """Make a draft's changes the state."""
         self._own()

@@ -25,12 +25,12 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from memr1.errors import MemR1Error
 from memr1.memory import tables
 from memr1.memory.bank import MemoryBank
-from memr1.memory.checks import check_bank_id
+from memr1.memory.checks import check_bank_id, check_new_bank_id
 from memr1.memory.database import Database, explained, open_database
 from memr1.memory.embed import CachedEmbedder, Embedder
 from memr1.memory.index import VectorIndex
 from memr1.memory.jsonl import canonical, parse_object
-from memr1.memory.kept_vectors import KeptVectors, digest
+from memr1.memory.kept_vectors import KeptVectors
 from memr1.memory.oplog import LogRecord, OpLog, entry_to_json
 from memr1.memory.owner import describe
 from memr1.memory.scopes import Scope, ScopedBanks
@@ -99,7 +99,7 @@ class BankStore:
 
     def create(self, bank_id: str, *, rules: BankRules | None = None, index: str | VectorIndex = "exact") -> MemoryBank:
         """A new, empty bank; `MemR1Error` when there is one of this name."""
-        check_bank_id(bank_id)
+        check_new_bank_id(bank_id)
         journal = _Journal(self, bank_id, secrets.token_hex(16))
         bank = MemoryBank(bank_id, self.embedder, index, rules, journal=journal)
         with self._registry:
@@ -128,7 +128,7 @@ class BankStore:
         bank_id: its name here; default its own. `MemR1Error` when there is one of this name.
         """
         bank_id = bank_id if bank_id is not None else bank.bank_id
-        check_bank_id(bank_id)
+        check_new_bank_id(bank_id)
         with bank.paused():
             log, rules, newest = bank.log, bank.rules, bank.newest_versions()
         rows = [_record_row(bank_id, record) for record in log]
@@ -153,16 +153,18 @@ class BankStore:
         """Remove a bank with its log, every entry and their vectors; `MemR1Error` when there is none. Whoever still
         holds the bank can read it, and not write."""
         check_bank_id(bank_id)
-        e = tables.entries.c
+        t = tables.records.c
         with self._registry:
             with self.transaction(f"dropping bank {bank_id!r}") as connection:
                 self.still_owner(connection)
-                bodies = connection.execute(select(e.body).where(e.bank_id == bank_id)).scalars().all()
-                _forget_vectors(connection, (json.loads(body)["text"] for body in bodies))
+                bodies = connection.execute(select(t.body).where(t.bank_id == bank_id)).scalars()
+                said = {result["op"]["text"] for body in bodies for result in json.loads(body)["results"]}
+                self._vectors.delete(connection, said)  # other banks with these texts embed them again
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
             self._open.pop(bank_id, None)
-            self._wipe(f"dropping bank {bank_id!r}")
+            self.embedder.forget()
+            self.wipe()
 
     def verify(self, bank_id: str) -> None:
         """`MemR1Error` when log, stored entries, the bank in memory and its index do not all say the same."""
@@ -193,7 +195,7 @@ class BankStore:
                 self.still_owner(connection)
                 connection.execute(delete(tables.entries).where(tables.entries.c.bank_id == bank_id))
                 _write_entries(connection, bank_id, newest, known=frozenset())
-                _forget_vectors(connection, (e.text for e in newest))
+                self._vectors.delete(connection, (e.text for e in newest))
             self.embedder.forget()
             bank.rebuild_index()
 
@@ -250,31 +252,24 @@ class BankStore:
                 f"{epoch}; nothing was written. Close this store, then open it again"
             )
 
-    def _wipe(self, what: str) -> None:
+    def wipe(self) -> None:
+        """Write the tables anew, so that nothing which was erased or dropped is left in files of the database. Erasing
+        and dropping do it themselves; call it when they could not. Takes as long as copying the database."""
         with self._writing:
+            with self.transaction("wiping old pages") as connection:
+                self.still_owner(connection)
             try:
                 self._database.wipe([t.name for t in (tables.records, tables.entries, tables.vectors)])
             except SQLAlchemyError as error:
                 raise MemR1Error(
-                    f"{self.where}: {what}: it is gone from the tables, but pages that were given up may still hold "
-                    f"it: {explained(error)}; erase again when that is mended"
+                    f"{self.where}: it is gone from the tables, but pages that were given up may still hold it: "
+                    f"{explained(error)}; call wipe() when that is mended"
                 ) from error
 
-    def wiped(self, bank_id: str, erased: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:
-        """Leave no copy of erased texts in pages that the database has given up, then search all of it for them; the
-        other places whose content holds one. `MemR1Error` when the bank itself still does."""
-        what = f"erasing from bank {bank_id!r}"
-        self._wipe(what)
-        needles = [canonical(text)[1:-1] for text in texts]
-        found = []
-        with self.transaction(what) as connection:
-            for table, key, kind in ((tables.records, "seq", "decision"), (tables.entries, "entry_id", "entry")):
-                rows = connection.execute(select(table.c.bank_id, table.c[key], table.c.body))
-                found += [(b, k, kind) for b, k, body in rows if any(needle in body for needle in needles)]
-        left = [k for b, k, kind in found if b == bank_id and kind == "entry" and k in erased]
-        if left:
-            raise MemR1Error(f"{self.where}: {what}: {left[0]} is still there; verify({bank_id!r}) says what is wrong")
-        return tuple(sorted(f"bank {b!r}, {kind} {k}" for b, k, kind in found))
+    def forget_vectors(self, connection: Connection, texts: Iterable[str]) -> None:
+        """Delete the vectors of texts, and keep no new ones of them. Entries elsewhere that say the same are embedded
+        whenever they are opened."""
+        self._vectors.forget(connection, texts)
 
     def forget(self, bank_id: str, journal: _Journal) -> None:
         """Let go of a bank that is no longer what the database says, unless another one has its place already."""
@@ -349,11 +344,11 @@ class _Journal:
                     update(t).where(t.c.bank_id == bank_id, t.c.seq == row["seq"]).values(body=row["body"])
                 )
             _write_entries(connection, bank_id, entries, known=frozenset(e.id for e in entries))
-            _forget_vectors(connection, texts)
+            self._store.forget_vectors(connection, texts)
 
-    def wipe(self, entry_ids: Sequence[str], texts: frozenset[str]) -> tuple[str, ...]:
+    def wipe(self) -> None:
         """See `memr1.memory.bank.Journal.wipe`."""
-        return self._store.wiped(self._bank_id, entry_ids, texts)
+        self._store.wipe()
 
     @contextmanager
     def _writing(self, record: LogRecord) -> Iterator[Connection]:
@@ -393,14 +388,6 @@ def _record_row(bank_id: str, record: LogRecord) -> dict[str, Any]:
             "numbers of a type of their own?); nothing was written"
         )
     return {"bank_id": bank_id, "seq": record.seq, "body": body, "idempotency_key": record.idempotency_key}
-
-
-def _forget_vectors(connection: Connection, texts: Iterable[str]) -> None:
-    """Delete the vectors of texts. Other entries that say the same are embedded again."""
-    digests = list({digest(text) for text in texts})
-    v = tables.vectors.c
-    for i in range(0, len(digests), tables.PER_STATEMENT):
-        connection.execute(delete(tables.vectors).where(v.digest.in_(digests[i : i + tables.PER_STATEMENT])))
 
 
 def _write_entries(connection: Connection, bank_id: str, changed: Sequence[MemoryEntry], known: frozenset[str]) -> None:

@@ -92,6 +92,9 @@ def prepare(connection: Connection) -> None:
             insert(settings),
             [{"name": "schema_version", "value": str(SCHEMA_VERSION)}, {"name": "epoch", "value": "0"}],
         )
+        if connection.engine.dialect.name == "postgresql":
+            for table in (records, entries):  # statistics would keep samples of contents, erased ones included
+                connection.exec_driver_sql(f"ALTER TABLE {table.name} ALTER COLUMN body SET STATISTICS 0")
         return
     found = read_number(connection, "schema_version")
     if found > SCHEMA_VERSION:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from memr1.algos.advantages import grpo_advantages, zero_variance_groups
+from memr1.algos.advantages import group_advantages, zero_variance_groups
 from memr1.config import Config, StageConfig
 from memr1.data.sampler import ResumableSampler
 from memr1.errors import MemR1Error
@@ -128,7 +128,7 @@ class Trainer:
             groups = {t.group_id: n for n, t in enumerate(rewarded)}
             ids = torch.tensor([groups[t.group_id] for t in rewarded])
             rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
-            scores = grpo_advantages(rewards, ids, normalize_std=a.normalize_std)
+            scores = group_advantages(rewards, ids, a.advantage)
             flat = zero_variance_groups(rewards, ids)
             trajectories += batch
             kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]

@@ -126,8 +126,11 @@ def test_a_folder_belongs_to_one_process_and_what_else_lies_in_it_stays(tmp_path
     from memr1.memory.chroma_index import ChromaIndex
 
     (tmp_path / "chroma.sqlite3").write_bytes(b"the database of somebody else")
+    (tmp_path / "memr1-index-7").mkdir()  # of our name, and not made by us
+    (tmp_path / "memr1-index-7" / "notes").write_text("mine")
     filled(ChromaIndex("b", path=tmp_path)).search("fact 7", 1)
     assert child(_write, str(tmp_path)) == 1, "another process is refused"
     close_folders()
     assert child(_write, str(tmp_path)) == 0
     assert (tmp_path / "chroma.sqlite3").read_bytes() == b"the database of somebody else"
+    assert (tmp_path / "memr1-index-7" / "notes").read_text() == "mine"

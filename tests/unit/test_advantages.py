@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memr1.algos.advantages import grpo_advantages, zero_variance_groups
+from memr1.algos.advantages import (
+    group_advantages,
+    grpo_advantages,
+    rloo_advantages,
+    zero_variance_groups,
+)
 
 
 def by_plain_loops(rewards: list[float], groups: list[int], normalize_std: bool, eps: float = 1e-6) -> list[float]:
@@ -50,6 +55,25 @@ def test_advantages_equal_a_plain_loop_in_both_precisions(
 def test_dr_grpo_centres_without_dividing_by_the_deviation() -> None:
     found = grpo_advantages(torch.tensor([4.0, 0.0]), torch.tensor([0, 0]), normalize_std=False)
     assert found.tolist() == [2.0, -2.0]
+
+
+def test_leave_one_out_equals_a_plain_loop() -> None:
+    expected = []
+    for i, (reward, group) in enumerate(zip(REWARDS, GROUPS, strict=True)):
+        others = [r for j, (r, g) in enumerate(zip(REWARDS, GROUPS, strict=True)) if g == group and j != i]
+        flat = all(abs(o - reward) <= 1e-6 for o in others)
+        expected.append(0.0 if flat else reward - sum(others) / len(others))
+    found = rloo_advantages(torch.tensor(REWARDS, dtype=torch.float64), torch.tensor(GROUPS))
+    assert found.tolist() == pytest.approx(expected, abs=1e-12)
+
+
+def test_estimators_are_had_by_name() -> None:
+    rewards, groups = torch.tensor([4.0, 0.0]), torch.tensor([0, 0])
+    assert group_advantages(rewards, groups, "rloo").tolist() == [4.0, -4.0]
+    assert group_advantages(rewards, groups, "dr-grpo").tolist() == [2.0, -2.0]
+    assert group_advantages(rewards, groups, "grpo").tolist() == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-6)
+    with pytest.raises(ValueError, match="unknown estimator 'gae'"):
+        group_advantages(rewards, groups, "gae")
 
 
 def test_a_group_of_one_gets_zero() -> None:

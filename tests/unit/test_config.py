@@ -84,7 +84,8 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
     stage = field.startswith("stages.")
     key = field.split(".")[-1]
     for good in _CHOICES[field]:
-        data = [f"stages=[{{{key}: {good}}}]"] if stage else [f"{field}={good}", "data.path=d.json"]
+        others = ["data.path=d.json", "algo.aggregation=sequence-mean"]  # what some choices need
+        data = [f"stages=[{{{key}: {good}}}]"] if stage else [*others, f"{field}={good}"]
         assert load_config(None, data)
     wrong = _CHOICES[field][0] + "x"
     said = message(None, f"stages=[{{{key}: {wrong}}}]" if stage else f"{field}={wrong}")
@@ -106,6 +107,8 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("learner.num_learners=0", "learner.num_learners: must be at least 1"),
         ("memory.answerer_top_k=0", "memory.answerer_top_k: must be at least 1"),
         ("algo.clip_low=1", "algo.clip_low: must be in [0, 1)"),
+        ("algo.dual_clip=1", "algo.dual_clip: must be 0 or above 1, is 1.0"),
+        ("algo.ratio=sequence", "algo.ratio: sequence needs algo.aggregation=sequence-mean"),
         ("checkpoint.keep=0", "checkpoint.keep: must be at least 1"),
         ("data.kind=jsonl", "data.path: jsonl needs a file"),
         ("stages=[{steps: 0}]", "stages.0.steps: must be at least 1, is 0; remove the stage instead"),

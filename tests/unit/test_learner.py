@@ -176,6 +176,22 @@ def test_several_passes_over_a_batch_equal_plain_adamw_on_the_clipped_ratio(make
     assert far(once, expected) > 1e-3
 
 
+def test_gspo_in_the_learner_does_not_depend_on_packing(make_group: MakeGroup) -> None:
+    plain = make_config()
+    algo = replace(plain.algo, ratio="sequence", aggregation="sequence-mean", clip_low=1e-3, clip_high=1e-3)
+    found = []
+    for budget, share in ((1, False), (10**6, True)):
+        group = make_group(replace(plain, algo=algo))
+        clipped = 0.0
+        for step in range(2):
+            work = make_plan(step, budget=budget, share=share)
+            (stats,) = group.update(work, replace(make_settings(work, lr=1e-3), epochs=3))
+            clipped += stats["clip_fraction"]
+        assert clipped > 0, "later passes leave the clip"
+        found.append(group.weights())
+    assert far(*found) < 1e-6
+
+
 def test_the_gradient_is_clipped_to_the_global_norm_and_the_norm_before_is_told(make_group: MakeGroup) -> None:
     # Adam's steps do not depend on the scale of a gradient while it is one; across steps of different norm they do
     config = make_config(max_grad_norm=1e-3)

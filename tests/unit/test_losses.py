@@ -110,6 +110,53 @@ def test_clip_stops_the_gradient_only_where_the_step_already_went_far(
     assert float(out.stats["clip_fraction"]) == float(gradient == 0.0)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "gradient"),
+    [
+        (5.0, -1.0, 3.0, 0.0),  # far too likely already: the bound holds
+        (2.0, -1.0, 2.0, 2.0),  # below it nothing changes
+        (5.0, 1.0, -1.2, 0.0),  # good tokens are none of its business
+        (0.5, -2.0, 1.6, 0.0),
+    ],
+)
+def test_dual_clip_bounds_the_loss_of_bad_tokens_that_became_likely(
+    ratio: float, advantage: float, value: float, gradient: float
+) -> None:
+    lp = torch.tensor([math.log(ratio) - 3.0], dtype=torch.float64, requires_grad=True)
+    old, a = torch.tensor([-3.0]).double(), torch.tensor([advantage]).double()
+    out = grpo_loss(lp, old, a, torch.ones(1).double(), dual_clip=3.0)
+    out.loss.backward()
+    assert lp.grad is not None
+    assert (out.loss.item(), float(lp.grad)) == (pytest.approx(value, abs=1e-12), pytest.approx(gradient, abs=1e-12))
+
+
+def test_sequence_ratios_equal_a_loop_over_sequences() -> None:
+    t = tokens(3)
+    lengths = [9, 1, 14, 6, 18]
+    ids = torch.tensor([s for s, n in enumerate(lengths) for _ in range(n)])
+    adv = torch.tensor([1.3, -0.7, -1.1, 0.4, 2.0], dtype=torch.float64)[ids]
+    mask = t["w"] > 0
+    weights = torch.zeros(N, dtype=torch.float64)
+    expected, clipped = 0.0, 0
+    for s in range(len(lengths)):
+        mine = [i for i in range(N) if ids[i] == s and mask[i]]
+        weights[mine] = 1 / len(mine) / len(lengths)
+        mean = sum(float(t["lp"][i] - t["old"][i]) for i in mine) / len(mine)
+        ratio, a = math.exp(mean), float(adv[mine[0]])
+        expected += -min(ratio * a, clamp(ratio, 0.8, 1.2) * a) / len(lengths)
+        clipped += not 0.8 <= ratio <= 1.2
+    assert 0 < clipped < len(lengths), "sequences lie inside and outside of the clip"
+
+    def loss(lp: Tensor) -> Tensor:
+        return grpo_loss(lp, t["old"], adv, weights, sequence_ids=ids).loss
+
+    lp = t["lp"].clone().requires_grad_()
+    assert float(loss(t["lp"])) == pytest.approx(expected, rel=1e-12)
+    (grad,) = torch.autograd.grad(loss(lp), lp)
+    assert torch.allclose(grad, finite_differences(loss, t["lp"]), atol=1e-8)
+    assert (grad[~mask] == 0).all(), "tokens that do not train count for no ratio"
+
+
 def finite_differences(f: Callable[[Tensor], Tensor], x: Tensor, h: float = 1e-6) -> Tensor:
     grad = torch.zeros_like(x)
     for i in range(len(x)):

@@ -42,7 +42,7 @@ def test_what_is_added_is_found_with_its_source(bank: Any) -> None:
     assert hit["text"] == "Ann lives in Rome" and hit["provenance"]["turn_ids"] == ["D1:3"]
     assert rows(bank("search", "ann", "dog", "--filter", '{"turn_id": "D9"}', "--json")) == []
     assert "Ann has a dog" in bank("search", "ann", "dog")
-    assert rows(bank("list", "--json")) == [{"bank": "ann"}]
+    assert rows(bank("list", "--json")) == [{"user": None, "agent": None, "run": None, "bank": "ann"}]
 
 
 def test_brackets_in_memories_are_shown_and_not_obeyed(bank: Any) -> None:
@@ -138,7 +138,7 @@ def test_a_bad_file_of_mem0_is_named(bank: Any, tmp_path: Path, content: str, me
         return
     with pytest.raises(MemR1Error, match=message):
         bank("import", str(path), "--from", "mem0")
-    assert rows(bank("list", "--json")) == [{"bank": "ann"}]
+    assert rows(bank("list", "--json")) == [{"user": None, "agent": None, "run": None, "bank": "ann"}]
 
 
 def test_the_facts_of_locomo_become_a_bank_for_each_conversation(bank: Any, shared_data: Path) -> None:
@@ -170,7 +170,7 @@ def test_mistakes_are_named(bank: Any, arguments: tuple[str, ...], message: str)
 
 def test_a_bank_is_dropped_after_a_question(bank: Any) -> None:
     assert "for good?" in bank("drop", "ann", fails=True)
-    assert rows(bank("list", "--json")) == [{"bank": "ann"}]
+    assert rows(bank("list", "--json")) == [{"user": None, "agent": None, "run": None, "bank": "ann"}]
     bank("drop", "ann", "--yes")
     assert rows(bank("list", "--json")) == []
 

@@ -54,6 +54,14 @@ def test_a_bank_of_another_scope_looks_like_none_at_all(open_store: Open) -> Non
     assert bob.names() == [(BOB, "facts")]
 
 
+def test_erasing_says_nothing_of_other_scopes(open_store: Open) -> None:
+    store = open_store()
+    store.scoped(BOB).create("secret").apply([MemoryOp(Event.ADD, "the pin is 4711")])
+    hers = store.scoped(ALICE).create("guesses")
+    hers.apply([MemoryOp(Event.ADD, "4711"), MemoryOp(Event.ADD, "my guess is 4711")])
+    assert hers.erase(["m1"]).also_in == ("decision 1", "entry m2")
+
+
 @pytest.mark.parametrize("name", ["../alice///facts", "@alice///facts", "/", "a/b", "alice///facts", "%2F"])
 def test_a_name_cannot_lead_out_of_its_scope(open_store: Open, name: str) -> None:
     store = open_store()
