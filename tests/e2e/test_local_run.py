@@ -372,7 +372,7 @@ stages:
             "stages.1.bank=add-everything",
             "stages.2.bank=manager",
         ),
-        ("algo.aggregation=sequence-mean", "algo.normalize_std=false", "algo.importance_cap=0"),
+        ("algo.aggregation=sequence-mean", "algo.advantage=rloo", "algo.importance_cap=0"),
         (
             "learner.share_prefixes=false",
             "learner.gradient_checkpointing=true",
