@@ -163,6 +163,7 @@ def diverging(size: int, number: int, rounds: int) -> None:
     bank = MemoryBank("b", CachedEmbedder(RandomVectors(), max_texts=2 * size))
     for i in range(0, size, 1000):
         bank.apply([MemoryOp(Event.ADD, f"fact {j}") for j in range(i, min(i + 1000, size))])
+    bank.sync()
     tracemalloc.start()
     forks = [bank.fork() for _ in range(number)]
     for f, fork in enumerate(forks):

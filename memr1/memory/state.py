@@ -14,6 +14,7 @@ from typing import Any
 from memr1.errors import MemR1Error
 from memr1.memory.jsonl import Fields
 from memr1.memory.oplog import LogRecord
+from memr1.memory.overlay import Overlay
 from memr1.memory.types import Event, MemoryEntry, MemoryOp, OpResult, Provenance
 
 REASONS: dict[str, str] = {
@@ -97,32 +98,34 @@ def is_unicode(text: str) -> bool:
 class BankState:
     """Entries with all their versions, the live contents, and the counts. Mutated only through `commit` and `count`.
 
-    `fork` shares everything; whoever writes first copies the tables (pointers, not entries) for itself.
+    `fork` shares the tables; what either writes from then on is its own (`memr1.memory.overlay`).
     """
 
     def __init__(self) -> None:
-        self.versions: dict[str, tuple[MemoryEntry, ...]] = {}
+        self.versions: Overlay[str, tuple[MemoryEntry, ...]] = Overlay()
         """Per id in order of ADD: every version, newest last; the newest of a deleted entry is its tombstone."""
-        self.live: dict[str, str] = {}
+        self.live: Overlay[str, str] = Overlay()
         """Content key to id, of live entries only."""
         self.applied: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
-        self.decided: dict[str, LogRecord] = {}
+        self.decided: Overlay[str, LogRecord] = Overlay()
         """Idempotency key to the decision that was made under it."""
-        self.origins: dict[tuple[str, int], int] = {}
+        self.origins: Overlay[tuple[str, int], int] = Overlay()
         """(entry, version that a roll back or an undo wrote) to the version whose content it has; 0 for none."""
         self.chars = 0
         """Characters in all live entries."""
-        self._shared = False
 
     def fork(self) -> BankState:
         """A state that is equal now and independent from now on."""
         other = BankState()
-        other.versions, other.live = self.versions, self.live
-        other.applied, other.rejected, other.decisions = self.applied, self.rejected, self.decisions
-        other.decided, other.origins, other.chars = self.decided, self.origins, self.chars
-        self._shared = other._shared = True
+        other.versions, other.live = self.versions.fork(), self.live.fork()
+        other.applied, other.rejected, other.decisions = (
+            Counter(self.applied),
+            Counter(self.rejected),
+            Counter(self.decisions),
+        )
+        other.decided, other.origins, other.chars = self.decided.fork(), self.origins.fork(), self.chars
         return other
 
     def __eq__(self, other: object) -> bool:
@@ -153,14 +156,12 @@ class BankState:
 
     def hide_erased(self) -> None:
         """End entries that a log shows without their content, because it was cut before the record of their erasure."""
-        for entry_id, chain in self.versions.items():
+        for entry_id, chain in list(self.versions.items()):
             if chain[-1].status == "live" and not chain[-1].text:
-                self._own()
                 self.versions[entry_id] = (*chain[:-1], replace(chain[-1], status="erased"))
 
     def commit(self, draft: Draft) -> None:
         """Make a draft's changes the state."""
-        self._own()
         self.chars = draft.chars
         for entry_id, added in draft.added_versions.items():
             self.versions[entry_id] = self.versions.get(entry_id, ()) + tuple(added)
@@ -173,7 +174,6 @@ class BankState:
     def count(self, record: LogRecord) -> None:
         """Count one decision that was committed and the outcome of each of its operations; remember its key and what it
         went back to."""
-        self._own()
         results = record.results
         refused = bool(results) and not any(r.ok for r in results)
         self.decisions["rejected" if refused else "applied"] += 1
@@ -188,14 +188,6 @@ class BankState:
             self.decided[record.idempotency_key] = record
         for entry_id, version in record.reverts:
             self.origins[entry_id, len(self.versions[entry_id])] = version
-
-    def _own(self) -> None:
-        if self._shared:
-            self.versions, self.live = dict(self.versions), dict(self.live)
-            self.applied, self.rejected = self.applied.copy(), self.rejected.copy()
-            self.decisions, self.decided = self.decisions.copy(), dict(self.decided)
-            self.origins = dict(self.origins)
-            self._shared = False
 
 
 class Draft:
