@@ -289,6 +289,8 @@ def test_a_reader_that_keeps_the_write_ahead_log_is_named(tmp_path: Path) -> Non
     with BankStore.open(tmp_path / "memory.db", HashEmbedder(64)) as store:
         bank = store.create("b")
         bank.apply([add(SECRET)])
+        with store.transaction("waiting less") as connection:
+            connection.exec_driver_sql("PRAGMA busy_timeout=100").close()
         reader = sqlite3.connect(tmp_path / "memory.db", isolation_level=None)
         reader.execute("BEGIN")
         reader.execute("SELECT * FROM memr1_records").fetchall()
