@@ -33,14 +33,10 @@ def rloo_advantages(rewards: Tensor, group_ids: Tensor, *, min_range: float = 1e
 
     Shapes and the treatment of groups without a signal as in `grpo_advantages`. Equal to Dr.GRPO's times G / (G - 1).
     """
-    advantages = torch.zeros_like(rewards)
-    for group in group_ids.unique():
-        members = group_ids == group
-        r = rewards[members]
-        if r.numel() < 2 or (r.max() - r.min()) <= min_range:
-            continue
-        advantages[members] = (r - r.mean()) * (r.numel() / (r.numel() - 1))
-    return advantages
+    centred = grpo_advantages(rewards, group_ids, normalize_std=False, min_range=min_range)
+    _, place, counts = group_ids.unique(return_inverse=True, return_counts=True)
+    size = counts[place].to(rewards.dtype)
+    return centred * size / (size - 1).clamp(min=1)  # a group of one is 0 already
 
 
 def group_advantages(rewards: Tensor, group_ids: Tensor, estimator: str) -> Tensor:

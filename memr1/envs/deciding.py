@@ -156,12 +156,12 @@ def play_decisions(
         q for q in task.questions if not q.watches or hit & set(q.watches) or _in_sight_of_some(q, found[q])
     ] or list(task.questions)
     retrieved = [[found[q][i] for q in questions] for i in range(len(banks))]
-    asked = [(q.text, found) for of_bank in retrieved for q, found in zip(questions, of_bank, strict=True)]
+    asked = [(q.text, entries) for of_bank in retrieved for q, entries in zip(questions, of_bank, strict=True)]
     answers = yield from ask(world, answerer, asked)
     n = len(questions)
     return [
-        _trajectory(task, world, reward, seed, before, bank, decided, questions, answers[i * n : (i + 1) * n], found)
-        for i, (seed, bank, decided, found) in enumerate(zip(seeds, banks, decisions, retrieved, strict=True))
+        _trajectory(task, world, reward, seed, before, bank, decided, questions, answers[i * n : (i + 1) * n], of_bank)
+        for i, (seed, bank, decided, of_bank) in enumerate(zip(seeds, banks, decisions, retrieved, strict=True))
     ]
 
 

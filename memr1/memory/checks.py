@@ -33,9 +33,9 @@ def check_op(op: MemoryOp, where: str) -> MemoryOp:
     if _depth(op.metadata) > DEEPEST_METADATA:
         raise MemR1Error(f"{where}.metadata: more than {DEEPEST_METADATA} lists and objects inside one another")
     metadata = plain_json(op.metadata, f"{where}.metadata")
-    if metadata and len(canonical(metadata)) > LARGEST_METADATA:
+    if metadata and (size := len(canonical(metadata))) > LARGEST_METADATA:
         raise MemR1Error(
-            f"{where}.metadata: {len(canonical(metadata))} characters as JSON, at most {LARGEST_METADATA} are kept; "
+            f"{where}.metadata: {size} characters as JSON, at most {LARGEST_METADATA} are kept; "
             "store large things elsewhere and keep their name here"
         )
     return dataclasses.replace(op, metadata=metadata)

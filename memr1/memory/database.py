@@ -46,11 +46,13 @@ class Database:
                         "call wipe()"
                     )
             else:
-                connection.exec_driver_sql(
-                    "SET lock_timeout = '10s'"
-                )  # behind a dump, say: better an error than silence
-                for table in tables:
-                    connection.exec_driver_sql(f"VACUUM FULL {table}")
+                # behind a dump, say: better an error than silence; the connection lives on, and the limit must not
+                connection.exec_driver_sql("SET lock_timeout = '10s'")
+                try:
+                    for table in tables:
+                        connection.exec_driver_sql(f"VACUUM FULL {table}")
+                finally:
+                    connection.exec_driver_sql("RESET lock_timeout")
 
     def close(self) -> None:
         """Close the connection and give up ownership."""

@@ -163,8 +163,8 @@ class BankStore:
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
             self._open.pop(bank_id, None)
-            self.embedder.forget()
-            self.wipe()
+        self.embedder.forget()
+        self.wipe()  # not with the registry held: other banks can be opened meanwhile
 
     def verify(self, bank_id: str) -> None:
         """`MemR1Error` when log, stored entries, the bank in memory and its index do not all say the same."""

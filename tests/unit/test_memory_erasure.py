@@ -325,6 +325,9 @@ def test_nothing_of_it_is_in_the_statistics_of_a_server(server: str, open_store:
         sampled = connection.execute(text("SELECT * FROM pg_stats WHERE schemaname = 'public'")).all()
         connection.rollback()
     assert sampled and "xanthochromia" not in repr(sampled)
+    bank.erase(["m1"])
+    with store.transaction("looking") as connection:
+        assert connection.execute(text("SHOW lock_timeout")).scalar() == "0", "the limit of the wiping is gone with it"
 
 
 def test_an_erasure_is_all_or_nothing(open_store: Open) -> None:
