@@ -106,7 +106,8 @@ class RolloutConfig:
     max_tokens_per_batch: int = 16384
     """Prompt tokens generated from at a time, padding counted; bounds the memory of the key-value cache."""
     resample_rounds: int = 0
-    """Extra rounds of tasks played when groups have no variance, to refill the batch; 0 switches it off."""
+    """Extra rounds of tasks played when groups have no variance, to refill the batch (DAPO's dynamic sampling, arXiv
+    2503.14476, with a cap); 0 switches it off."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,8 @@ class Trajectory:
     seed: int
     steps: tuple[Step, ...]
     reward: float | None
-    """Total reward; None when it could not be computed (then `error` says why and the trajectory is dropped)."""
+    """Total reward; None when it could not be computed (then `error` says why and the trajectory is dropped), or when
+    its whole group did the same and was not judged."""
     reward_parts: dict[str, float] = field(default_factory=dict)
     outcome: dict[str, Any] = field(default_factory=dict)
     """For people and reports: question, answer, gold, bank before and after, retrieved entries."""

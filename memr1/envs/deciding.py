@@ -7,7 +7,7 @@ A one-step decision lets all members of a group share their state, so that group
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from memr1.agents.protocol import displayed_date
@@ -109,8 +109,11 @@ def burden(decided: Decided, growth: int) -> int:
 
     Shrinking pays nothing: otherwise deleting what no question asks about would be the best decision of all.
     """
-    failed = decided.parse_error is not None or any(not r.ok for r in decided.results)
-    return max(growth, 1 if failed else 0)
+    return max(growth, 1 if _failed(decided) else 0)
+
+
+def _failed(decided: Decided) -> bool:
+    return decided.parse_error is not None or any(not r.ok for r in decided.results)
 
 
 def operation(result: OpResult) -> dict[str, Any]:
@@ -126,13 +129,22 @@ def operation(result: OpResult) -> dict[str, Any]:
 
 
 def play_decisions(
-    task: DecisionTask, world: World, manager: Speaker, answerer: Speaker, reward: Reward, seeds: Sequence[int]
+    task: DecisionTask,
+    world: World,
+    manager: Speaker,
+    answerer: Speaker,
+    reward: Reward,
+    seeds: Sequence[int],
+    judge_alike: bool = True,
 ) -> Episode[list[Trajectory]]:
     """A group of trajectories of the manager, one for each seed: decide, apply, let the frozen answerer answer, pay the
     mean over questions.
 
     All members are asked the same questions: those about the turn, and those about old entries that a decision of the
     group hit, or crowded out of what the answerer is shown. Where that leaves none, all are asked.
+
+    judge_alike: whether to ask when all members did the same. If not, they come back without a reward: one that
+        compares the members of a group would learn nothing from it.
     """
     memory, rollout = world.config.memory, world.config.rollout
     start = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
@@ -148,6 +160,11 @@ def play_decisions(
         )
         for bank, completion in zip(banks, completions, strict=True)
     ]
+    if not judge_alike and _alike(banks, decisions):
+        return [
+            _trajectory(task, seed, before, bank, decided)
+            for seed, bank, decided in zip(seeds, banks, decisions, strict=True)
+        ]
     hit = {r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)}
     found = {
         q: [[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for bank in banks] for q in task.questions
@@ -160,9 +177,21 @@ def play_decisions(
     answers = yield from ask(world, answerer, asked)
     n = len(questions)
     return [
-        _trajectory(task, world, reward, seed, before, bank, decided, questions, answers[i * n : (i + 1) * n], of_bank)
+        _judged(
+            _trajectory(task, seed, before, bank, decided),
+            _pay(decided, len(bank.entries()) - len(before), answers[i * n : (i + 1) * n], questions, reward, world),
+            questions,
+            answers[i * n : (i + 1) * n],
+            of_bank,
+        )
         for i, (seed, bank, decided, of_bank) in enumerate(zip(seeds, banks, decisions, retrieved, strict=True))
     ]
+
+
+def _alike(banks: Sequence[MemoryBank], decisions: Sequence[Decided]) -> bool:
+    """Whether all members of a group left the same bank behind and bear the same charge."""
+    first = (shown(banks[0].entries()), _failed(decisions[0]))
+    return all((shown(b.entries()), _failed(d)) == first for b, d in zip(banks, decisions, strict=True))
 
 
 def _in_sight_of_some(question: LinkedQuestion, found: Sequence[Sequence[MemoryEntry]]) -> bool:
@@ -172,18 +201,61 @@ def _in_sight_of_some(question: LinkedQuestion, found: Sequence[Sequence[MemoryE
 
 
 def _trajectory(
-    task: DecisionTask,
-    world: World,
-    reward: Reward,
-    seed: int,
-    before: list[dict[str, str]],
-    bank: MemoryBank,
-    decided: Decided,
+    task: DecisionTask, seed: int, before: list[dict[str, str]], bank: MemoryBank, decided: Decided
+) -> Trajectory:
+    """A decision that nobody has judged yet."""
+    return Trajectory(
+        task_id=task.id,
+        group_id=task.id,
+        seed=seed,
+        steps=(decided.step,),
+        reward=None,
+        outcome={
+            "facts": list(task.facts),
+            "bank_before": before,
+            "bank_after": shown(bank.entries()),
+            "operations": decided.step.parsed["operations"],
+        },
+    )
+
+
+def _judged(
+    trajectory: Trajectory,
+    paid: tuple[dict[str, float], str | None],
     questions: Sequence[LinkedQuestion],
     answers: Sequence[Answered],
     retrieved: Sequence[Sequence[MemoryEntry]],
 ) -> Trajectory:
-    memory = world.config.memory
+    """The trajectory with what the frozen answerer made of its bank."""
+    parts, error = paid
+    return replace(
+        trajectory,
+        steps=(*trajectory.steps, *(a.step for a in answers)),
+        reward=sum(parts.values()) if parts else None,
+        reward_parts=parts,
+        outcome=trajectory.outcome
+        | {
+            "question": " / ".join(q.text for q in questions),
+            "category": questions[0].category,
+            "gold": " / ".join(q.gold for q in questions),
+            "answer": " / ".join(a.answer.text or "(not parsed)" for a in answers),
+            "retrieved": shown(list({e.id: e for found in retrieved for e in found}.values())),
+            "selected": sorted({e.id for a in answers for e in a.selected}),
+        },
+        error=error,
+    )
+
+
+def _pay(
+    decided: Decided,
+    growth: int,
+    answers: Sequence[Answered],
+    questions: Sequence[LinkedQuestion],
+    reward: Reward,
+    world: World,
+) -> tuple[dict[str, float], str | None]:
+    """Parts of the reward, and what went wrong where there are none."""
+    pressure = world.config.memory.pressure
     rewards = [reward(a.answer.text, q.gold) for a, q in zip(answers, questions, strict=True)]
     errors = [r.error for r in rewards if r.error]
     values = [r.value for r in rewards if r.value is not None]
@@ -191,26 +263,6 @@ def _trajectory(
     if values and not errors:
         parts[rewards[0].name] = sum(values) / len(values)
         # where an answer is wrong whatever is stored, pressure alone would teach the manager to store nothing
-        if memory.pressure > 0 and min(values) == 1.0:
-            parts["pressure"] = -memory.pressure * burden(decided, len(bank.entries()) - len(before))
-    return Trajectory(
-        task_id=task.id,
-        group_id=task.id,
-        seed=seed,
-        steps=(decided.step, *(a.step for a in answers)),
-        reward=sum(parts.values()) if parts else None,
-        reward_parts=parts,
-        outcome={
-            "facts": list(task.facts),
-            "question": " / ".join(q.text for q in questions),
-            "category": questions[0].category,
-            "gold": " / ".join(q.gold for q in questions),
-            "answer": " / ".join(a.answer.text or "(not parsed)" for a in answers),
-            "retrieved": shown(list({e.id: e for found in retrieved for e in found}.values())),
-            "selected": sorted({e.id for a in answers for e in a.selected}),
-            "bank_before": before,
-            "bank_after": shown(bank.entries()),
-            "operations": decided.step.parsed["operations"],
-        },
-        error="; ".join(errors) or None,
-    )
+        if pressure > 0 and min(values) == 1.0:
+            parts["pressure"] = -pressure * burden(decided, growth)
+    return parts, "; ".join(errors) or None

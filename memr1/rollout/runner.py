@@ -95,10 +95,13 @@ class Runner:
                 f"{window - longest + rollout.max_prompt_tokens}"
             )
 
-    def play(self, plays: Sequence[Play], reward: str, temperature: float) -> list[Trajectory]:
+    def play(
+        self, plays: Sequence[Play], reward: str, temperature: float, judge_alike: bool = True
+    ) -> list[Trajectory]:
         """Play tasks, those of one task in a row as a group; the role whose task it is samples and trains, the other is
         frozen and greedy.
 
+        judge_alike: False leaves groups of equal decisions without a reward, see `play_decisions`.
         An episode that fails comes back as a trajectory with `error` set and no reward.
         """
         scorer = make_reward(reward)
@@ -111,7 +114,9 @@ class Runner:
                 episodes.append(play_answers(task, self.world, learner, scorer, seeds))
             else:
                 learner = Speaker("manager", temperature, trainable=True)
-                episodes.append(play_decisions(task, self.world, learner, Speaker("answerer"), scorer, seeds))
+                episodes.append(
+                    play_decisions(task, self.world, learner, Speaker("answerer"), scorer, seeds, judge_alike)
+                )
         played: list[Trajectory] = []
         for group, result in zip(groups, drive(episodes, self.engine), strict=True):
             played += [_failed(p, result) for p in group] if isinstance(result, Failure) else result

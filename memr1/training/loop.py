@@ -6,6 +6,7 @@ It speaks to a pool of runners and a group of learners and does not know whether
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +109,7 @@ class Trainer:
         return metrics
 
     def _play_groups(self) -> tuple[list[dict[str, Any]], list[TrainSequence], dict[str, float]]:
-        """Play groups of rollouts until the batch is full; zero-variance groups are refilled up to a cap."""
+        """Play groups of rollouts until `prompts_per_step` of them have a signal, or the rounds are used up."""
         r, a = self.config.rollout, self.config.algo
         trajectories: list[Trajectory] = []
         kept: list[Trajectory] = []
@@ -122,29 +123,34 @@ class Trainer:
                 for slot, i in slots
                 for member in range(self._group_size)
             ]
-            batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature)
+            # only differences within a group count, so groups that did all the same need no judge
+            batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature, judge_alike=False)
+            check_play(batch, self.state.versions)
             rewarded = [t for t in batch if t.reward is not None]
-            check_play(batch, rewarded, self.state.versions)
             groups = {t.group_id: n for n, t in enumerate(rewarded)}
-            ids = torch.tensor([groups[t.group_id] for t in rewarded])
+            ids = torch.tensor([groups[t.group_id] for t in rewarded], dtype=torch.long)
             rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
             scores = group_advantages(rewards, ids, a.advantage)
             flat = zero_variance_groups(rewards, ids)
             trajectories += batch
             kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]
             advantages += [s for s, dead in zip(scores.tolist(), flat.tolist(), strict=True) if not dead]
-            wanted = r.prompts_per_step - len({t.group_id for t in kept})
-            if wanted <= 0:
+            live, total = len({t.group_id for t in kept}), len({t.group_id for t in trajectories})
+            missing = r.prompts_per_step - live
+            if missing <= 0:
                 break
+            # as many as it takes if the next tasks are like those so far, within a bound
+            wanted = min(math.ceil(missing * total / max(live, 1)), MAX_REFILL * r.prompts_per_step)
         by_trajectory = {id(t): s for t, s in zip(kept, advantages, strict=True)}
         sequences = [
             TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs)
             for t in kept
             for q in (s.sequence for s in t.trainable_steps)
         ]
-        live = len({t.group_id for t in kept})
-        total = len({t.group_id for t in trajectories})
-        metrics = rollout_metrics(trajectories) | {"groups/zero_variance_fraction": 1 - live / total}
+        metrics = rollout_metrics(trajectories) | {
+            "groups/zero_variance_fraction": 1 - live / total,
+            "groups/with_signal": float(live),
+        }
         engine = self.pool.pop_timings()
         metrics |= {f"engine/{name}": value for name, value in engine.items()}
         return [trajectory_record(t, by_trajectory.get(id(t))) for t in trajectories], sequences, metrics
@@ -195,7 +201,8 @@ class Trainer:
         """A seed of its own for every rollout of a run, the same on every run with one configuration."""
         r = self.config.rollout
         largest = max(s.group_size or r.group_size for s in self.config.stages)
-        index = ((self.state.step * (1 + r.resample_rounds) + round_) * r.prompts_per_step + slot) * largest
+        slots = MAX_REFILL * r.prompts_per_step
+        index = ((self.state.step * (1 + r.resample_rounds) + round_) * slots + slot) * largest
         return (self.config.seed << 40) + index + member
 
     def _begin_stage(self) -> LearnerGroup:
@@ -264,17 +271,19 @@ class Trainer:
         self.pool.close()
 
 
+MAX_REFILL = 4
+"""Times `prompts_per_step` that one round of refilling may play at most."""
 MAX_FAILED_FRACTION = 0.1
 """Share of a batch's episodes that may fail. Beyond it, training on the rest would train on a biased sample."""
 
 
-def check_play(batch: Sequence[Trajectory], rewarded: Sequence[Trajectory], versions: Mapping[str, int]) -> None:
+def check_play(batch: Sequence[Trajectory], versions: Mapping[str, int]) -> None:
     """Raise MemR1Error when too many episodes failed, or when one was played with weights that are not current."""
-    failed = len(batch) - len(rewarded)
-    if not rewarded or failed > MAX_FAILED_FRACTION * len(batch):
-        first = next((t.error for t in batch if t.error), "no trajectory came back")
-        raise MemR1Error(f"{failed} of {len(batch)} episodes failed; the first said: {first}")
-    for s in (s for t in rewarded for s in t.steps):
+    failed = [t.error for t in batch if t.error is not None]
+    if not batch or len(failed) > MAX_FAILED_FRACTION * len(batch):
+        first = failed[0] if failed else "no trajectory came back"
+        raise MemR1Error(f"{len(failed)} of {len(batch)} episodes failed; the first said: {first}")
+    for s in (s for t in batch if t.error is None for s in t.steps):
         used, current = s.sequence.weight_version, versions.get(s.policy, s.sequence.weight_version)
         if used != current:
             raise MemR1Error(f"an episode used {s.policy} weights v{used}, and v{current} is current: stale weights")

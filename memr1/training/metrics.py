@@ -13,12 +13,13 @@ EVENTS = ("ADD", "UPDATE", "DELETE", "NOOP")
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Reward, accuracy, operation mix, parse failures, lengths. Trajectories without a reward are counted apart."""
-    played = [t for t in trajectories if t.reward is not None]
+    """Reward, accuracy, operation mix, parse failures, lengths. Episodes that failed are counted apart; the reward
+    is that of those that were judged."""
+    played = [t for t in trajectories if t.error is None]
     steps = [s for t in played for s in t.trainable_steps]
     out = {
         "rollout/trajectories": float(len(trajectories)),
-        "rollout/error_fraction": _mean([t.reward is None for t in trajectories]),
+        "rollout/error_fraction": _mean([t.error is not None for t in trajectories]),
         "reward/mean": _mean([t.reward for t in played if t.reward is not None]),
         "parse/reject_fraction": _mean(["error" in s.parsed for s in steps]),
         "rollout/truncated_fraction": _mean([s.finish_reason == "length" for s in steps]),

@@ -319,6 +319,27 @@ def test_a_question_on_an_entry_that_one_decision_hides_is_asked_of_all() -> Non
     assert [len(p.steps) for p in played] == [3, 3]
 
 
+@pytest.mark.parametrize("said", [("ADD x", "ADD x"), ("NOOP", "UPDATE 9 Ana")])
+def test_decisions_that_differ_are_judged_the_same_whether_or_not_equal_ones_would_be(said: tuple[str, str]) -> None:
+    world = make_world("memory.pressure=0.1")
+    task = decision_task(world)
+
+    def played(judge_alike: bool, decisions: tuple[str, ...]) -> tuple[list[Trajectory], ScriptedEngine]:
+        rest = iter(decisions)
+        engine = ScriptedEngine(lambda p, r: "Use: none\nAnswer: Rome" if is_answerer(p) else next(rest))
+        seeds = range(len(decisions))
+        return run_group(play_decisions(task, world, LEARNER, FROZEN, EM, seeds, judge_alike), engine), engine
+
+    differing = (*said, "DELETE 1")
+    assert played(False, differing)[0] == played(True, differing)[0]
+    group, engine = played(False, said)
+    if said[0] == said[1]:
+        assert [t.reward for t in group] == [None, None] and [t.error for t in group] == [None, None]
+        assert [len(t.trainable_steps) for t in group] == [1, 1] and len(engine.batches) == 1
+    else:  # the same bank, but only one of the two was rejected and is charged for it
+        assert None not in [t.reward for t in group] and group[0].reward != group[1].reward
+
+
 def test_applied_operations_carry_their_provenance() -> None:
     world = make_world()
     task = decision_task(world, questions=(LinkedQuestion("Where does Ana live?", "Rome", "c"),))

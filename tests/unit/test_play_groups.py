@@ -1,0 +1,86 @@
+"""Batches of groups: played until enough of them have a signal, within a bound.
+
+The pool is a script. Not covered: real episodes (test_episodes.py), the update (test_deepspeed_learner.py).
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from memr1.data.sampler import ResumableSampler
+from memr1.envs.answering import AnswerTask
+from memr1.errors import MemR1Error
+from memr1.rollout.runner import Play
+from memr1.training.loop import MAX_REFILL, Trainer
+from memr1.training.tasks import TrainTask
+from memr1.trajectory import Sequence, Step, Trajectory
+from tests.unit.scripted import make_config
+
+
+class ScriptedPool:
+    """Pays the first member of every `live_every`-th task more than the others; the rest are equal, or not judged."""
+
+    def __init__(self, live_every: int, error: str | None = None) -> None:
+        self.live_every, self.error = live_every, error
+        self.plays: list[list[Play]] = []
+
+    def map(self, method: str, items: list[Play], **kwargs: Any) -> list[Trajectory]:
+        assert method == "play" and kwargs["judge_alike"] is False
+        self.plays.append(items)
+        first = {p.task.id: p.seed for p in reversed(items)}
+        return [self.trajectory(p, p.seed == first[p.task.id]) for p in items]
+
+    def trajectory(self, play: Play, best: bool) -> Trajectory:
+        number = int(play.task.id)
+        reward: float | None = float(best) if number % self.live_every == 0 else (0.5 if number % 2 else None)
+        step = Step("answerer", "answerer", True, Sequence.sampled((1, number), (2,), (-0.1,), 0), "", "", "stop")
+        return Trajectory(play.task.id, play.task.id, play.seed, (step,), reward, error=self.error)
+
+    def pop_timings(self) -> dict[str, float]:
+        return {}
+
+
+def trainer(pool: ScriptedPool, *overrides: str) -> Trainer:
+    made = Trainer(make_config("algo.advantage=dr-grpo", "stages=[{objective: grpo}]", *overrides), cast(Any, pool), cast(Any, None), cast(Any, None))
+    made.tasks = [TrainTask(AnswerTask(str(i), "?", "x", "c", (), ()), None, "c") for i in range(1000)]
+    made.sampler = ResumableSampler(1000, seed=1)
+    return made
+
+
+def test_groups_without_a_signal_are_refilled_by_as_many_tasks_as_it_seems_to_take() -> None:
+    pool = ScriptedPool(live_every=3)
+    size = 4
+    _, sequences, metrics = trainer(
+        pool, "rollout.prompts_per_step=12", f"rollout.group_size={size}", "rollout.resample_rounds=6"
+    )._play_groups()
+    rounds = [len(plays) // size for plays in pool.plays]
+    seen = live = 0
+    for n, plays in zip(rounds, pool.plays, strict=True):
+        assert n == (12 if not seen else min(-(-(12 - live) * seen // max(live, 1)), MAX_REFILL * 12))
+        seen, live = seen + n, live + len({p.task.id for p in plays if int(p.task.id) % 3 == 0})
+    assert live >= 12, "it goes on until the batch is full"
+    assert metrics["groups/with_signal"] == live and len(sequences) == live * size
+    assert metrics["groups/zero_variance_fraction"] == pytest.approx(1 - live / seen)
+    assert sorted({round(q.advantage, 6) for q in sequences}) == [-0.25, 0.75]
+    seeds = [p.seed for plays in pool.plays for p in plays]
+    assert len(set(seeds)) == len(seeds), "no two rollouts share a seed"
+
+
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_refilling_ends_with_its_rounds_and_may_leave_nothing_to_learn_from(rounds: int) -> None:
+    pool = ScriptedPool(live_every=10_000)
+    made = trainer(pool, "rollout.prompts_per_step=3", "rollout.group_size=2", f"rollout.resample_rounds={rounds}")
+    made.tasks = made.tasks[1:]
+    made.sampler = ResumableSampler(len(made.tasks), seed=1)
+    _, sequences, metrics = made._play_groups()
+    assert [len(plays) // 2 for plays in pool.plays] == [3, 9, MAX_REFILL * 3][: rounds + 1]
+    assert sequences == [] and metrics["groups/zero_variance_fraction"] == 1.0
+
+
+def test_too_many_failed_episodes_end_the_run_with_the_first_message() -> None:
+    with pytest.raises(MemR1Error, match="24 of 24 episodes failed; the first said: the bank burnt down"):
+        trainer(
+            ScriptedPool(2, error="the bank burnt down"), "rollout.prompts_per_step=12", "rollout.group_size=2"
+        )._play_groups()
