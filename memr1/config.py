@@ -108,6 +108,9 @@ class RolloutConfig:
     resample_rounds: int = 0
     """Extra rounds of tasks played when groups have no variance, to refill the batch (DAPO's dynamic sampling, arXiv
     2503.14476, with a cap); 0 switches it off."""
+    max_staleness: int = 0
+    """Updates by which the weights that play may be behind those that learn. 0 plays, then updates. 1 plays the groups
+    of the next step while the learner updates on this one's; `algo.importance_cap` corrects for the difference."""
 
 
 @dataclass(frozen=True)
@@ -454,6 +457,12 @@ def validate(config: Config, source: str = "config") -> None:
             value = getattr(getattr(config, section), name)
             need(value >= 1, f"{section}.{name}", f"must be at least 1, is {value}")
     need(r.resample_rounds >= 0, "rollout.resample_rounds", f"must be at least 0, is {r.resample_rounds}")
+    need(r.max_staleness in (0, 1), "rollout.max_staleness", f"must be 0 or 1, is {r.max_staleness}")
+    need(
+        r.max_staleness == 0 or config.algo.importance_cap > 0,
+        "rollout.max_staleness",
+        "1 needs algo.importance_cap above 0: without the correction, groups played with older weights bias the update",
+    )
     need(r.temperature > 0, "rollout.temperature", f"must be above 0, is {r.temperature}; evaluation is greedy anyway")
     need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")
     generated = config.data.kind == "factworld"

@@ -12,8 +12,9 @@ import os
 import secrets
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
@@ -39,6 +40,7 @@ CALL_TIMEOUT_S = 3600.0
 MAX_LOSSES = 5
 """Runners that may be lost during one call before the call fails: something kills them."""
 
+T = TypeVar("T")
 Call = tuple[str, Sequence[Any], Mapping[str, Any]]
 """(method, positional arguments, keyword arguments)."""
 
@@ -57,6 +59,8 @@ class RayPool:
         """Current weights by role, for runners that come later; a role that was never touched is not there."""
         self._unarmed = set(self._manager.actor_ids())
         self._processes: Counter[int] = Counter()  # processes armed so far, by runner
+        self._background = ThreadPoolExecutor(1, "play-ahead")
+        self._closed = False
         self.replaced = 0
         """Runners replaced so far."""
         self.returned: list[int] = []
@@ -98,6 +102,10 @@ class RayPool:
                 return answers[runner]
         raise MemR1Error(f"{1 + MAX_LOSSES} runners died one after the other in {method}; see the logs of Ray")
 
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """See `RunnerPool.begin`."""
+        return self._background.submit(work)
+
     def push(self, update: WeightUpdate) -> None:
         """See `RunnerPool.push`. The weights go to the object store once."""
         reference = ray.put(update)
@@ -121,13 +129,17 @@ class RayPool:
         return dict(totals)
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, and with them what `begin` began."""
+        self._closed = True
         self._manager.clear()
+        self._background.shutdown()
 
     # -- who is there -------------------------------------------------------------------------------------------
 
     def restore(self) -> list[int]:
         """Take replaced runners back, armed with the current weights; their ids. Waits only when none is left."""
+        if self._closed:
+            raise MemR1Error("the pool of runners is closed")
         back = self._manager.probe_unhealthy_actors(timeout_seconds=1.0, mark_healthy=True)
         self._unarmed |= set(back)
         deadline = time.monotonic() + START_TIMEOUT_S

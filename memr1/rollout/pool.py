@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any, Protocol, TypeVar
 
 from memr1.config import Config
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.runner import ROLES, Runner
+
+T = TypeVar("T")
 
 
 class RunnerPool(Protocol):
@@ -21,6 +24,12 @@ class RunnerPool(Protocol):
 
     def first(self, method: str, *args: Any) -> Any:
         """Call a method of one runner."""
+
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """Do work that calls this pool, at the same time as the caller goes on where runners are other processes.
+
+        Nothing else may be asked of the pool before the work is done, except `close`.
+        """
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """Have every runner read the weights of some roles from a folder."""
@@ -48,6 +57,12 @@ class LocalPool:
     def first(self, method: str, *args: Any) -> Any:
         """See `RunnerPool.first`."""
         return getattr(self.runner, method)(*args)
+
+    def begin(self, work: Callable[[], T]) -> Future[T]:
+        """See `RunnerPool.begin`; one process does one thing after the other, so this one returns when it is done."""
+        future: Future[T] = Future()
+        future.set_result(work())
+        return future
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """See `RunnerPool.load_policies`."""

@@ -1,7 +1,8 @@
 """Checkpoints: everything that "train 10" needs to equal "train 5, stop, resume, train 5".
 
-A checkpoint is a folder `step_000012` with the policies of all roles, the learner's shards, `state.json`, and last of
-all the marker `COMMITTED`. Without the marker it does not exist: a kill midway leaves nothing half-made behind.
+A checkpoint is a folder `step_000012` with the policies of all roles, the learner's shards, the batch that was played
+ahead, if any, `state.json`, and last of all the marker `COMMITTED`. Without the marker it does not exist: a kill midway
+leaves nothing half-made behind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
+from memr1.training.batch import BATCH_FILE
 
 MARKER = "COMMITTED"
 
@@ -40,9 +42,16 @@ class TrainState:
 
 
 def save_checkpoint(
-    run_dir: Path, state: TrainState, save_policies: Callable[[str], Any], save_learner: Callable[[str], Any] | None
+    run_dir: Path,
+    state: TrainState,
+    save_policies: Callable[[str], Any],
+    save_learner: Callable[[str], Any] | None,
+    save_batch: Callable[[Path], Any] | None = None,
 ) -> Path:
-    """Write and commit a checkpoint. Raises MemR1Error when the disk is full or not writable."""
+    """Write and commit a checkpoint. save_batch: writes the batch that was played ahead.
+
+    Raises MemR1Error when the disk is full or not writable.
+    """
     final = run_dir / "checkpoints" / f"step_{state.step:06d}"
     temporary = final.with_name(final.name + ".partial")
     try:
@@ -51,6 +60,8 @@ def save_checkpoint(
         save_policies(str(temporary / "policies"))
         if save_learner is not None:
             save_learner(str(temporary / "learner"))
+        if save_batch is not None:
+            save_batch(temporary / BATCH_FILE)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
         _sync_tree(temporary)
         discard(final)

@@ -10,6 +10,8 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import RunnerPool
 from memr1.rollout.runner import Play
+from memr1.training.batch import BATCH_FILE, Batch, staleness
 from memr1.training.checkpoints import TrainState, committed, discard, load_state, prune, save_checkpoint
 from memr1.training.checks import check_first_step
 from memr1.training.metrics import learner_metrics, rollout_metrics, trajectory_record
@@ -48,6 +51,8 @@ class Trainer:
         self.tasks: list[TrainTask] = []
         self.sampler = ResumableSampler(1, config.seed)
         self.checkpoint: Path | None = None
+        self.ahead: Future[Batch] | None = None
+        """The next step's batch, where it is played ahead; complete between two steps."""
         if resume is not None:
             self.resume_from(resume)
 
@@ -56,6 +61,9 @@ class Trainer:
         self._end_stage()
         self.state = load_state(checkpoint)
         self.checkpoint = checkpoint
+        if (checkpoint / BATCH_FILE).exists():
+            self.ahead = Future()
+            self.ahead.set_result(Batch.load(checkpoint / BATCH_FILE))
         for path in committed(self.config.run_dir):
             if load_state(path).step > self.state.step:  # an abandoned future: what comes now replaces it
                 discard(path)
@@ -83,11 +91,15 @@ class Trainer:
         if stage.objective == "sft":
             sequences = self._demonstrations()
         else:
-            trajectories, sequences, metrics = self._play_groups()
+            batch = self._take_batch()
+            sequences, trajectories, metrics = batch.sequences, batch.records, dict(batch.metrics)
         played = time.perf_counter()
         if sequences:
             metrics |= self._update(learners, sequences)
         updated = time.perf_counter()
+        if self.ahead is not None:
+            self.ahead.result()  # runners take new weights when they have played, so they are never further ahead
+        waited = time.perf_counter()
         if sequences:
             self._push(learners)
         pushed = time.perf_counter()
@@ -95,9 +107,9 @@ class Trainer:
         state.seconds += pushed - began
         metrics |= {
             "time/setup_s": start - began,
-            "time/rollout_s": played - start,
+            "time/rollout_s": played - start + waited - updated,
             "time/update_s": updated - played,
-            "time/sync_s": pushed - updated,
+            "time/sync_s": pushed - waited,
             "time/step_s": pushed - began,
         }
         if not sequences:
@@ -108,7 +120,19 @@ class Trainer:
         self._after_step()
         return metrics
 
-    def _play_groups(self) -> tuple[list[dict[str, Any]], list[TrainSequence], dict[str, float]]:
+    def _take_batch(self) -> Batch:
+        """This step's batch: played ahead during the last step, or now. Begins to play the next one's ahead."""
+        limit, stage, state = self.config.rollout.max_staleness, self.stage, self.state
+        batch = self._play_groups(state.step) if self.ahead is None else self.ahead.result()
+        late = staleness(batch, stage.role, state.versions, limit)
+        self.ahead = None
+        if limit == 0:
+            return batch
+        if state.stage_step + 1 < stage.steps:
+            self.ahead = self.pool.begin(partial(self._play_groups, state.step + 1))
+        return replace(batch, metrics=batch.metrics | {"rollout/staleness": float(late)})
+
+    def _play_groups(self, step: int) -> Batch:
         """Play groups of rollouts until `prompts_per_step` of them have a signal, or the rounds are used up."""
         r, a = self.config.rollout, self.config.algo
         trajectories: list[Trajectory] = []
@@ -119,7 +143,7 @@ class Trainer:
             # a task that comes twice, as epochs end within a batch, is one group and is played as one
             slots = sorted(enumerate(self.sampler.take(wanted)), key=lambda slot: slot[1])
             plays = [
-                Play(self.tasks[i].task, self._seed(round_, slot, member))
+                Play(self.tasks[i].task, self._seed(step, round_, slot, member))
                 for slot, i in slots
                 for member in range(self._group_size)
             ]
@@ -153,7 +177,8 @@ class Trainer:
         }
         engine = self.pool.pop_timings()
         metrics |= {f"engine/{name}": value for name, value in engine.items()}
-        return [trajectory_record(t, by_trajectory.get(id(t))) for t in trajectories], sequences, metrics
+        records = [trajectory_record(t, by_trajectory.get(id(t))) for t in trajectories]
+        return Batch(sequences, records, metrics, dict(self.state.versions))
 
     def _demonstrations(self) -> list[TrainSequence]:
         chosen = [self.tasks[i].demonstration for i in self.sampler.take(self.stage.examples_per_step)]
@@ -197,12 +222,12 @@ class Trainer:
     def _group_size(self) -> int:
         return self.stage.group_size or self.config.rollout.group_size
 
-    def _seed(self, round_: int, slot: int, member: int) -> int:
+    def _seed(self, step: int, round_: int, slot: int, member: int) -> int:
         """A seed of its own for every rollout of a run, the same on every run with one configuration."""
         r = self.config.rollout
         largest = max(s.group_size or r.group_size for s in self.config.stages)
         slots = MAX_REFILL * r.prompts_per_step
-        index = ((self.state.step * (1 + r.resample_rounds) + round_) * slots + slot) * largest
+        index = ((step * (1 + r.resample_rounds) + round_) * slots + slot) * largest
         return (self.config.seed << 40) + index + member
 
     def _begin_stage(self) -> LearnerGroup:
@@ -255,20 +280,27 @@ class Trainer:
         elif with_learner and self.checkpoint is not None and (self.checkpoint / "learner").is_dir():
             learner = partial(shutil.copytree, self.checkpoint / "learner")  # just resumed: no learner was made yet
         self.checkpoint = save_checkpoint(
-            self.config.run_dir, self.state, lambda folder: self.pool.first("save_policies", folder), learner
+            self.config.run_dir,
+            self.state,
+            lambda folder: self.pool.first("save_policies", folder),
+            learner,
+            None if self.ahead is None else self.ahead.result().save,
         )
         prune(self.config.run_dir, self.config.checkpoint.keep, set(self.state.stage_ends.values()))
         return self.checkpoint
 
     def _end_stage(self) -> None:
+        if self.ahead is not None:
+            wait([self.ahead])  # whoever stops in the middle of a step must not leave the runners at work
+            self.ahead = None
         if self.learners is not None:
             self.learners.close()
         self.learners = None
 
     def close(self) -> None:
         """Release learners and runners."""
+        self.pool.close()  # first, so that nobody waits for what is played ahead
         self._end_stage()
-        self.pool.close()
 
 
 MAX_REFILL = 4

@@ -97,9 +97,9 @@ class RunLog:
         """
         from memr1.training.metrics import trajectory_record
 
-        plain = [trajectory_record(r, None) if isinstance(r, Trajectory) else r for r in records]
+        decoded = [trajectory_record(r, None) if isinstance(r, Trajectory) else r for r in records]
         path = self._rollouts / f"step_{step:06d}.jsonl"
-        _replace(path, "".join(_dumps(record) + "\n" for record in plain))
+        _replace(path, "".join(_dumps(record) + "\n" for record in decoded))
         return path
 
     def evaluation(self, step: int, stage: str, row: Mapping[str, Any], *, time: float | None = None) -> None:
@@ -299,32 +299,32 @@ def _number(name: str, value: Any, step: int) -> float | None:
 
 
 def _dumps(record: Any, *, indent: int | None = None) -> str:
-    return json.dumps(_plain(record), ensure_ascii=False, allow_nan=False, indent=indent)
+    return json.dumps(plain(record), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """The value in JSON types; NaN and infinity become None. MemR1Error for types that would lose their meaning."""
     if value is None or (isinstance(value, bool | int) and not isinstance(value, enum.Enum)):
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, enum.Enum):
-        return _plain(value.value)
+        return plain(value.value)
     if isinstance(value, str):
         # lone surrogates (a byte-level tokenizer can emit them) cannot be encoded
         return value.encode("utf-8", errors="replace").decode("utf-8")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
+        return plain(dataclasses.asdict(value))
     if isinstance(value, Mapping):
-        return {str(_plain(k)): _plain(v) for k, v in value.items()}
+        return {str(plain(k)): plain(v) for k, v in value.items()}
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, Path):
         return str(value)
     if hasattr(value, "tolist"):  # numpy scalars and arrays, tensors
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, Iterable) and not isinstance(value, bytes):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     raise MemR1Error(
         f"the run log cannot write {type(value).__name__} {value!r}; give numbers, text, lists or mappings"
     )

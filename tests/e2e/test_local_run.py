@@ -24,6 +24,7 @@ from memr1.data.jsonl import write_jsonl
 from memr1.data.types import Dialogue, Fact, Question, Session, Turn
 from memr1.errors import MemR1Error
 from memr1.evaluation.table import load_predictions
+from memr1.training.batch import BATCH_FILE
 from memr1.training.checkpoints import MARKER, committed, load_state
 from memr1.training.run import train
 from memr1.training.runlog import read_evaluation, read_metrics, read_rollouts, rollout_files
@@ -305,6 +306,60 @@ def test_a_run_killed_in_the_middle_of_a_step_and_resumed_equals_one_that_was_no
     assert committed(run)[-1].name == {3: "step_000002", 7: "step_000007"}[after]
     run_here(path, f"killed{after}", resume="auto")
     assert_same_run(run, whole)
+
+
+@pytest.fixture(scope="module")
+def ahead(straight: tuple[Path, Path]) -> Path:
+    """Run folder of the same run, never stopped, with the groups of each step played during the one before."""
+    run, _ = run_here(straight[0], "ahead", "rollout.max_staleness=1")
+    return run
+
+
+@pytest.mark.parametrize("after", [3, 7])
+def test_a_run_that_plays_ahead_killed_and_resumed_equals_one_that_was_not(
+    straight: tuple[Path, Path], ahead: Path, after: int
+) -> None:
+    path, _ = straight
+    name = f"ahead-killed{after}"
+    killed = run_there(path, name, "rollout.max_staleness=1", **{plumbing.SIGNAL_VARIABLE: f"SIGKILL:{after}"})
+    run = path.parent / name
+    assert killed.returncode == -signal.SIGKILL
+    last = committed(run)[-1]
+    assert last.name == {3: "step_000002", 7: "step_000007"}[after]
+    assert (last / BATCH_FILE).exists()  # played with weights that no longer are, so it has to be kept
+    run_here(path, name, "rollout.max_staleness=1", resume="auto")
+    assert_same_run(run, ahead)
+
+
+def test_groups_played_ahead_are_one_update_old_and_the_first_of_a_stage_are_not(ahead: Path) -> None:
+    metrics = read_metrics(ahead)
+    version = {"manager": 0, "answerer": 0}
+    for m, (step, path) in zip(metrics, rollout_files(ahead).items(), strict=True):
+        role, first = str(m["stage"]).split("-")[0], m["stage_step"] == 1
+        late = 0 if first or "learner/skipped" in metrics[step - 2] else 1
+        assert m["rollout/staleness"] == late
+        used = {s["weight_version"] for r in read_rollouts(path) for s in r["steps"] if s["policy"] == role}
+        assert used == {version[role] - late}
+        version[role] += "learner/skipped" not in m
+    assert sum(m["rollout/staleness"] for m in metrics) >= 4
+    assert not (committed(ahead)[-1] / BATCH_FILE).exists()  # nothing is played ahead of the end of a stage
+
+
+def test_groups_played_ahead_are_those_that_the_weights_before_the_update_play(
+    straight: tuple[Path, Path], ahead: Path
+) -> None:
+    """The second step's rollouts: those of a run whose first update hardly moved. The first step is the same."""
+    path, whole = straight
+    text = path.read_text().replace("learning_rate: 2e-3", "learning_rate: 1e-30").replace("steps: 5", "steps: 2")
+    still = path.with_name("still.yaml")
+    still.write_text(text)
+    run, _ = run_here(still, "still", "evaluation.at_end=false")
+
+    def said(folder: Path, step: int) -> list[Any]:
+        return [[s["completion_text"] for s in r["steps"]] for r in read_rollouts(rollout_files(folder)[step])]
+
+    assert said(ahead, 1) == said(whole, 1)
+    assert said(ahead, 2) == said(run, 2) != said(whole, 2)
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(straight: tuple[Path, Path]) -> None:

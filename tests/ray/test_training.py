@@ -173,3 +173,55 @@ def test_an_experiment_is_required_and_checked(ray_cluster, tmp_path):
         MemoryR1Config().build_algo()
     with pytest.raises(MemR1Error, match="stages: the configuration has none"):
         MemoryR1Config().experiment(Config(output=str(tmp_path))).build_algo()
+
+
+@pytest.mark.timeout(600)
+def test_playing_ahead_overlaps_with_the_update_and_gives_what_the_local_backend_gives(
+    ray_cluster, make_config, tmp_path
+):
+    from threading import Event, get_ident
+
+    from memr1.rllib.algorithm import MemoryR1Config
+
+    ahead = (*LEARNABLE, "rollout.max_staleness=1")
+    expected, expected_weights = train_locally(with_grpo(make_config(tmp_path, "name=local", *ahead), 4))
+    algorithm = MemoryR1Config().experiment(with_grpo(make_config(tmp_path, "name=ray", *ahead), 4)).build_algo()
+    trainer, pool = algorithm.trainer, algorithm.pool
+    playing, updating, driver = Event(), Event(), get_ident()
+    overlaps = 0
+
+    def play(method, items, play=pool.map, **kwargs):
+        if get_ident() == driver:
+            return play(method, items, **kwargs)
+        playing.set()
+        assert updating.wait(60), "the learner waits until the groups are played"
+        return play(method, items, **kwargs)
+
+    def update(learners, sequences, update=trainer._update):
+        nonlocal overlaps
+        if trainer.ahead is not None:
+            updating.set()
+            assert playing.wait(60), "the groups wait until the learner has updated"
+            overlaps += 1
+        metrics = update(learners, sequences)
+        if trainer.ahead is not None:
+            trainer.ahead.result()
+        playing.clear()
+        updating.clear()
+        return metrics
+
+    pool.map, trainer._update = play, update
+    try:
+        got = []
+        while not trainer.done:
+            algorithm.train()
+            got.append(numbers(algorithm.step_metrics))
+        weights = weights_of(algorithm)
+    finally:
+        algorithm.stop()
+    for step, (mine, reference) in enumerate(zip(got, expected, strict=True), start=1):
+        assert mine == pytest.approx(reference, rel=1e-5, abs=1e-6, nan_ok=True), f"step {step}"
+    assert_equal_weights(weights, expected_weights, tolerance=1e-6)
+    assert overlaps == 3  # the last step of a stage has nothing to play ahead
+    assert [m["rollout/staleness"] for m in got[60:]] == [0, 1, 1, 1]
+    assert got[-1]["learner/max_rollout_mismatch"] > 1e-3  # older weights sampled, so there is something to correct

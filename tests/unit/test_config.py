@@ -219,3 +219,11 @@ def test_the_gpu_section_counts_only_where_the_model_runs_on_a_gpu(
 def test_a_wrong_key_in_the_gpu_section_is_refused_on_every_machine(tmp_path: Path) -> None:
     path = written(tmp_path, "on_gpu: {rollout: {group_sise: 16}}\n")
     assert "on_gpu.rollout.group_sise is not a field of RolloutConfig; did you mean group_size?" in message(path)
+
+
+def test_playing_ahead_needs_a_bound_of_one_and_the_correction() -> None:
+    assert load_config(None, ["rollout.max_staleness=1"]).rollout.max_staleness == 1
+    with pytest.raises(MemR1Error, match=r"rollout\.max_staleness: must be 0 or 1, is 2"):
+        load_config(None, ["rollout.max_staleness=2"])
+    with pytest.raises(MemR1Error, match=r"rollout\.max_staleness: 1 needs algo\.importance_cap above 0"):
+        load_config(None, ["rollout.max_staleness=1", "algo.importance_cap=0"])
