@@ -41,14 +41,16 @@ class Batch:
     def load(cls, path: Path) -> Batch:
         """Read what `save` wrote. MemR1Error names a file that is damaged."""
         try:
-            fields = json.loads(path.read_text())
-            sequences = [
-                TrainSequence(**{k: tuple(v) if isinstance(v, list) else v for k, v in sequence.items()})
-                for sequence in fields.pop("sequences")
-            ]
+            fields: dict[str, Any] = json.loads(path.read_text())
+            sequences = [_sequence(**sequence) for sequence in fields.pop("sequences")]
             return cls(sequences, **fields)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise MemR1Error(f"{path}: not a readable batch ({error}); use another checkpoint or folder") from error
+
+
+def _sequence(**fields: Any) -> TrainSequence:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()}
+    return TrainSequence(**values)
 
 
 def staleness(batch: Batch, role: str, current: Mapping[str, int], limit: int) -> int:

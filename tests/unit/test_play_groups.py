@@ -43,7 +43,8 @@ class ScriptedPool:
 
 
 def trainer(pool: ScriptedPool, *overrides: str) -> Trainer:
-    made = Trainer(make_config("algo.advantage=dr-grpo", "stages=[{objective: grpo}]", *overrides), cast(Any, pool), cast(Any, None), cast(Any, None))
+    config = make_config("algo.advantage=dr-grpo", "stages=[{objective: grpo}]", *overrides)
+    made = Trainer(config, cast(Any, pool), cast(Any, None), cast(Any, None))
     made.tasks = [TrainTask(AnswerTask(str(i), "?", "x", "c", (), ()), None, "c") for i in range(1000)]
     made.sampler = ResumableSampler(1000, seed=1)
     return made
@@ -52,9 +53,10 @@ def trainer(pool: ScriptedPool, *overrides: str) -> Trainer:
 def test_groups_without_a_signal_are_refilled_by_as_many_tasks_as_it_seems_to_take() -> None:
     pool = ScriptedPool(live_every=3)
     size = 4
-    _, sequences, metrics = trainer(
+    batch = trainer(
         pool, "rollout.prompts_per_step=12", f"rollout.group_size={size}", "rollout.resample_rounds=6"
-    )._play_groups()
+    )._play_groups(0)
+    sequences, metrics = batch.sequences, batch.metrics
     rounds = [len(plays) // size for plays in pool.plays]
     seen = live = 0
     for n, plays in zip(rounds, pool.plays, strict=True):
@@ -74,7 +76,8 @@ def test_refilling_ends_with_its_rounds_and_may_leave_nothing_to_learn_from(roun
     made = trainer(pool, "rollout.prompts_per_step=3", "rollout.group_size=2", f"rollout.resample_rounds={rounds}")
     made.tasks = made.tasks[1:]
     made.sampler = ResumableSampler(len(made.tasks), seed=1)
-    _, sequences, metrics = made._play_groups()
+    batch = made._play_groups(0)
+    sequences, metrics = batch.sequences, batch.metrics
     assert [len(plays) // 2 for plays in pool.plays] == [3, 9, MAX_REFILL * 3][: rounds + 1]
     assert sequences == [] and metrics["groups/zero_variance_fraction"] == 1.0
 
