@@ -86,4 +86,4 @@ def test_too_many_failed_episodes_end_the_run_with_the_first_message() -> None:
     with pytest.raises(MemR1Error, match="24 of 24 episodes failed; the first said: the bank burnt down"):
         trainer(
             ScriptedPool(2, error="the bank burnt down"), "rollout.prompts_per_step=12", "rollout.group_size=2"
-        )._play_groups()
+        )._play_groups(0)
