@@ -52,12 +52,23 @@ def train(
     resume: Annotated[
         str, typer.Option(help="never, auto (go on with the newest checkpoint), or a checkpoint folder.")
     ] = "never",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show prompts, plan, memory and tokens; needs no GPU or network.")
+    ] = False,
+    gpus: Annotated[str, typer.Option(help="With --dry-run: GPUs to plan for, number or number x GiB (4x80).")] = "",
 ) -> None:
     """Train, evaluate and write a report."""
     from memr1.config import load_config
+
+    resolved = load_config(config, overrides or ())
+    if dry_run:
+        from memr1.training import dry_run as rehearsal
+
+        rehearsal.dry_run(resolved, rehearsal.read_gpus(gpus))
+        return
     from memr1.training.run import train as run
 
-    run(load_config(config, overrides or ()), resume=resume)
+    run(resolved, resume=resume)
 
 
 @app.command("eval")

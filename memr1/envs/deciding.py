@@ -128,6 +128,12 @@ def operation(result: OpResult) -> dict[str, Any]:
     }
 
 
+def decision_prompt(task: DecisionTask, bank: MemoryBank, world: World) -> Prompt:
+    """The manager's prompt: the facts, and the entries of `bank` that are near them."""
+    related = related_entries(bank, task.facts, world.config.memory.manager_top_k)
+    return world.agents.manager.prompt(task.facts, displayed_date(task.time), related)
+
+
 def play_decisions(
     task: DecisionTask,
     world: World,
@@ -149,9 +155,7 @@ def play_decisions(
     memory, rollout = world.config.memory, world.config.rollout
     start = MemoryBank.from_snapshot(task.snapshot, world.embedder, index=memory.index)
     before = shown(start.entries())
-    prompt = world.agents.manager.prompt(
-        task.facts, displayed_date(task.time), related_entries(start, task.facts, memory.manager_top_k)
-    )
+    prompt = decision_prompt(task, start, world)
     completions = yield [request(prompt, manager, rollout.manager_max_new_tokens, seed) for seed in seeds]
     banks = [start.fork() for _ in seeds]
     decisions = [

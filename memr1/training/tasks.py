@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memr1.agents.protocol import displayed_date
+from memr1.agents.roles import Prompt
 from memr1.data.factworld_questions import UNKNOWN
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import AnswerTask
-from memr1.envs.deciding import DecisionTask, LinkedQuestion, related_entries
+from memr1.envs.deciding import DecisionTask, LinkedQuestion, decision_prompt, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive
 from memr1.envs.ingesting import Moment, embed_ahead, ingest_with_manager, ingest_without_model, iso, replay
 from memr1.learner.packing import TrainSequence
@@ -56,6 +57,13 @@ def build_tasks(
     else:
         banks = [ingest_without_model(d, world, bank) for d in dialogues]
     return [task for d, b in zip(dialogues, banks, strict=True) for task in _answer_tasks(d, b, world)]
+
+
+def task_prompt(task: AnswerTask | DecisionTask, world: World) -> Prompt:
+    """What the role that practises a task is asked first."""
+    if isinstance(task, AnswerTask):
+        return world.agents.answerer.prompt(task.question, task.entries)
+    return decision_prompt(task, MemoryBank.from_snapshot(task.snapshot, world.embedder), world)
 
 
 def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[TrainTask]:

@@ -22,6 +22,8 @@ from memr1.learner.deepspeed_learner import REFERENCE
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.models.adapters import PolicyModel
+from memr1.models.architectures import describe
+from memr1.training.estimate import learner_bytes
 from tests.unit.learner_cases import LEARNING_RATE, ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import build, plain_logprobs
 
@@ -307,6 +309,27 @@ def test_only_the_role_that_learns_moves(make_group: MakeGroup) -> None:
     train(group, 2)
     assert all(torch.equal(w, reference[n]) for n, w in policies.weights(REFERENCE).items())
     assert all(torch.equal(p, base[n]) for n, p in policies.module("base").named_parameters() if n in base)
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+@pytest.mark.parametrize("kl_coef", [0.0, 0.01])
+def test_a_learner_holds_the_bytes_that_a_dry_run_tells(make_group: MakeGroup, weights: str, kl_coef: float) -> None:
+    config = make_config(weights=weights, kl_coef=kl_coef)
+    group = make_group(config)
+    plan = make_plan()
+    group.update(plan, make_settings(plan))
+    policies, engine = group.learner.policies, group.learner.engine
+    trained = list(policies.trainable_parameters(ROLE).values())
+    everything = {id(p): p for name in policies.roles for p in policies.module(name).parameters()}
+    moments = [t for state in engine.optimizer.state.values() for t in state.values() if t.numel() > 1]
+
+    def size(tensors: list[torch.Tensor]) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    told = learner_bytes(describe("tiny-random", config.model.lora), config, width=4)
+    assert told["trained weights"] == told["gradients"] == size(trained)
+    assert told["frozen weights"] == size(list(everything.values())) - size(trained)
+    assert told["optimizer"] == size(moments)
 
 
 def test_a_restored_group_goes_on_bit_for_bit_and_keeps_its_reference(make_group: MakeGroup, tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""What a run takes, before it is started: bytes on each device and tokens in each step. Pure arithmetic.
+
+Weights, gradients and optimizer states are exact for what memr1 holds; activations and key-value caches are upper
+bounds for full batches. What libraries and the allocator take on top (1 to 3 GiB on a GPU) is not in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memr1.config import Config, StageConfig
+from memr1.models.architectures import Architecture
+
+Bytes = dict[str, int]
+"""What is held -> bytes."""
+
+
+def learner_bytes(arch: Architecture, config: Config, width: int, scored_share: float = 1.0) -> Bytes:
+    """Bytes of one learner rank.
+
+    width: bytes of a weight, 2 or 4. scored_share: share of the tokens of a micro-batch that are completions.
+    Mixed precision with AdamW takes 2 + 2 + 12 bytes for a trained weight, and the ZeRO stages divide the 12, the 2 of
+    the gradient and the 2 of the weight by the ranks, in this order (ZeRO, arXiv 1910.02054, section 3.1).
+    """
+    learner, ranks = config.learner, config.learner.num_learners
+    optimizer_ranks, gradient_ranks, weight_ranks = (ranks if learner.zero_stage >= s else 1 for s in (1, 2, 3))
+    reference = 2 if config.algo.kl_coef > 0 else 1
+    if config.model.weights == "lora":
+        trained, trained_width = arch.adapter_parameters, 4  # adapters are float32 whatever the base is
+        frozen = arch.parameters * width + (reference - 1) * trained * 4
+    else:
+        trained, trained_width = arch.parameters, width
+        frozen = (reference - 1) * arch.parameters * width
+    states = 8 if trained_width == 4 else 12  # Adam's two moments, and a float32 copy of low-precision weights
+    tokens = learner.max_tokens_per_microbatch
+    layer = tokens * _layer_numbers(arch) * width
+    kept = tokens * arch.hidden * width * arch.layers + layer if learner.gradient_checkpointing else layer * arch.layers
+    return {
+        "frozen weights": frozen,
+        "trained weights": trained * trained_width // weight_ranks,
+        "gradients": trained * trained_width // gradient_ranks,
+        "optimizer": trained * states // optimizer_ranks,
+        "activations": kept + tokens * tokens * width,  # and the attention mask of a packed row
+        # logits as the model gives them, and their log-softmax and gradient in float32
+        "logits": int(tokens * scored_share) * arch.vocabulary * (width + 8),
+    }
+
+
+def runner_bytes(arch: Architecture, config: Config, width: int) -> Bytes:
+    """Bytes of one runner: the weights of both roles, and the key-value cache of a full batch."""
+    tokens = config.rollout.max_tokens_per_batch
+    if config.model.weights == "lora":
+        weights = arch.parameters * width + 2 * arch.adapter_parameters * 4
+    else:
+        base = config.agents.extractor == "llm" or "untrained" in config.evaluation.systems
+        weights = (2 + base) * arch.parameters * width
+    return {
+        "weights": weights,
+        "key-value cache": tokens * arch.layers * arch.kv_width * width,
+        "activations": tokens * _layer_numbers(arch) * width,
+    }
+
+
+def _layer_numbers(arch: Architecture) -> int:
+    """Numbers that the backward pass of one layer wants of a token: inputs of norms and projections, queries, keys and
+    values, and four of the width of the gated feed-forward."""
+    return 8 * arch.hidden + arch.kv_width + 4 * arch.inner
+
+
+@dataclass(frozen=True)
+class StepTokens:
+    """Tokens of one optimizer step, at most."""
+
+    prefilled: int
+    """Prompt tokens that are read: a group's prompt once."""
+    generated: int
+    trained: int
+    """Completion tokens with a gradient."""
+
+
+def step_tokens(stage: StageConfig, config: Config, prompt: int, answer_prompt: int, demonstration: int) -> StepTokens:
+    """Tokens of a step of a stage.
+
+    prompt: tokens of a prompt of the stage's role. answer_prompt: of the answerer, who judges decisions.
+    demonstration: completion tokens of a demonstration; used by supervised stages.
+    """
+    rollout = config.rollout
+    if stage.objective == "sft":
+        return StepTokens(0, 0, stage.examples_per_step * demonstration)
+    plays = rollout.prompts_per_step * (stage.group_size or rollout.group_size) * (1 + rollout.resample_rounds)
+    prompts = rollout.prompts_per_step * (1 + rollout.resample_rounds)
+    longest = rollout.answer_max_new_tokens if stage.role == "answerer" else rollout.manager_max_new_tokens
+    written = plays * longest
+    if stage.role == "answerer":
+        return StepTokens(prompts * prompt, written, written)
+    judged = plays * rollout.questions_per_decision
+    return StepTokens(
+        prompts * prompt + judged * answer_prompt, written + judged * rollout.answer_max_new_tokens, written
+    )
