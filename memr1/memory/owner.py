@@ -38,8 +38,17 @@ class FileOwner:
     a dead owner left there is overwritten.
     """
 
-    def __init__(self, path: Path, name: str | None = None) -> None:
-        """Take the lock of the store at `path`; `MemR1Error` names its holder, another process or this one."""
+    def __init__(
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        refusal: str = "the store belongs to {}; close it there first, or talk to that process",
+    ) -> None:
+        """Take the lock of what is at `path`; `MemR1Error` names its holder, another process or this one.
+
+        refusal: what to say then, with `{}` for the holder.
+        """
         from filelock import FileLock, Timeout
 
         self._said = path.with_name(path.name + ".owner")
@@ -48,9 +57,7 @@ class FileOwner:
         try:
             self._lock.acquire()
         except Timeout as error:
-            raise MemR1Error(
-                f"{path}: the store belongs to {self._who()}; close it there first, or talk to that process"
-            ) from error
+            raise MemR1Error(f"{path}: {refusal.format(self._who())}") from error
         except OSError as error:
             raise MemR1Error(f"{path}: the lock file cannot be written ({error}); choose a writable folder") from error
         self.holder = holder(name)

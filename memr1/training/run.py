@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import signal
 import time
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from memr1.config import Config, load_config, to_yaml
 from memr1.errors import MemR1Error
+from memr1.memory.owner import FileOwner
 from memr1.training.checkpoints import TrainState, committed, discard, load_state
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
@@ -57,14 +59,19 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
     or the path of a checkpoint. Ctrl-C stops after the current step, with a checkpoint and a report; a second Ctrl-C
     stops at once. Raises MemR1Error for configurations and folders that cannot be used.
     """
-    from memr1.training.report import write_report
-
     console = console or Console()
     if not config.stages:
         raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
-    run_dir = config.run_dir
     if config.data.kind != "factworld":
         training_dialogues(config)  # a file that cannot be read is refused before models are loaded
+    with owned(config.run_dir):
+        return _train(config, resume, console)
+
+
+def _train(config: Config, resume: str, console: Console) -> Path:
+    from memr1.training.report import write_report
+
+    run_dir = config.run_dir
     checkpoint = prepare_folder(config, resume)
     if checkpoint is not None and _nothing_left(config, load_state(checkpoint)):
         console.print(
@@ -92,6 +99,32 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
                 log.info({"seconds": session.trainer.state.seconds})
                 console.print(f"report: {write_report(run_dir)}", **_PLAIN)
     return run_dir
+
+
+@contextmanager
+def owned(run_dir: Path) -> Iterator[None]:
+    """Hold a run folder: a second program that wants to train there is refused with the first one's name.
+
+    The lock is the operating system's, so it ends with its process; over NFS (version 4) it holds between nodes.
+    """
+    make_folder(run_dir)
+    owner = FileOwner(
+        run_dir / "run",
+        os.environ.get("MEMR1_JOB", "memr1 train"),  # a job's submission id, from rayjobs/submit.py
+        refusal="{} trains here; wait for it or stop it, or set another `name`",
+    )
+    try:
+        yield
+    finally:
+        owner.release()
+
+
+def make_folder(run_dir: Path) -> None:
+    """Make a run folder. Raises MemR1Error where that cannot be done."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MemR1Error(f"{run_dir}: the run folder cannot be made: {error}; set `output` elsewhere") from error
 
 
 def _nothing_left(config: Config, state: TrainState) -> bool:
@@ -160,8 +193,8 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
     for path in existing:
         if checkpoint is not None and path.name > checkpoint.name:  # what comes now replaces them, in the log as well
             discard(path)
+    make_folder(run_dir)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         written.write_text(to_yaml(config))
     except OSError as error:
         raise MemR1Error(f"{run_dir}: the run folder cannot be written: {error}; set `output` elsewhere") from error

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from memr1.config import Config, load_config
+from tests.ray.programs import BIN, end, free_ports
 
 START_ATTEMPTS = 3
 NUM_CPUS = 2
@@ -65,3 +69,27 @@ def make_config(tiny_random: Path) -> Callable[..., Config]:
         return load_config(path, [f"output={folder}", *overrides])
 
     return make
+
+
+@pytest.fixture
+def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
+    """A head node of its own with dashboard and a token: its job address and the environment to reach it."""
+    port, dashboard, agent, client = free_ports(4)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env |= {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_agent_register_timeout_ms": "120000",
+    }
+    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=2"]
+    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
+    log = tmp_path / "head.txt"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            yield f"http://127.0.0.1:{dashboard}", env
+        finally:
+            end(process)

@@ -7,29 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for s in sockets:
-        s.bind(("127.0.0.1", 0))
-    ports = [s.getsockname()[1] for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
+from tests.ray.programs import BIN, ROOT, end, free_ports, reachable, wait_until
 
 
 @pytest.mark.timeout(240)
@@ -68,30 +53,6 @@ def test_an_address_without_a_cluster_is_told_at_once(make_config, tmp_path):
     )
     assert done.returncode == 2
     assert f"memr1: RAY_ADDRESS=127.0.0.1:{port}: nothing answers there" in done.stderr
-
-
-@pytest.fixture
-def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
-    """A head node of its own with dashboard and a token: its job address and the environment to reach it."""
-    port, dashboard, agent, client = free_ports(4)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    env |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_agent_register_timeout_ms": "120000",
-    }
-    command = [str(BIN / "ray"), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
-    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
-    command += [f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}", "--num-cpus=2"]
-    command += ["--object-store-memory=200000000", "--disable-usage-stats"]
-    log = tmp_path / "head.txt"
-    with log.open("w") as out:
-        process = subprocess.Popen(command, env=env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            yield f"http://127.0.0.1:{dashboard}", env
-        finally:
-            end(process)
 
 
 @pytest.mark.timeout(330)
@@ -141,27 +102,3 @@ def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_co
     predicted = (tmp_path / "tiny" / "predictions" / "factworld" / "add-everything.jsonl").read_text().splitlines()
     assert len(predicted) == row["n"]
     assert "add-everything" in Path(result["report"]).read_text()
-
-
-def reachable(address: str) -> bool:
-    host, port = address.removeprefix("http://").split(":")
-    with socket.socket() as s:
-        return s.connect_ex((host, int(port))) == 0
-
-
-def wait_until(condition, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s"
-        time.sleep(0.3)
-
-
-def end(process: subprocess.Popen) -> None:
-    """SIGTERM to the process (`ray start --block` then ends its own), SIGKILL to its group if that is not enough."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)

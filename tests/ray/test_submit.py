@@ -1,0 +1,75 @@
+"""The submit helper against a real head node with token authentication."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from memr1.training.run import owned
+from tests.ray.programs import ROOT, end, reachable, wait_until
+
+SUBMIT = [sys.executable, str(ROOT / "rayjobs" / "submit.py")]
+
+
+@pytest.mark.timeout(330)
+def test_submit_attaches_follows_and_returns_the_exit_code_of_the_job(head, make_config, tmp_path):
+    pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
+    address, env = head
+    make_config(tmp_path)
+    runtime_env = tmp_path / "runtime_env.yaml"
+    (tmp_path / "code").mkdir()
+    for name in ("memr1", "rayjobs"):
+        (tmp_path / "code" / name).symlink_to(ROOT / name)
+    runtime_env.write_text(f"working_dir: {tmp_path / 'code'}\n")
+    base = [*SUBMIT, "--address", address, "--runtime-env", str(runtime_env)]
+    wait_until(lambda: reachable(address), 120)
+
+    def run(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*base, *arguments], env=env | changed, capture_output=True, text=True, timeout=200)
+
+    stranger = run("--", "true", RAY_AUTH_TOKEN="0" * 64)
+    assert stranger.returncode == 2
+    assert f"memr1: {address}: the cluster wants another token" in stranger.stderr
+
+    # the job ends when the file is there: the second program meets it alive
+    wait = f"echo begun; while [ ! -e {tmp_path}/go ]; do sleep 0.1; done; echo ended; exit 3"
+    job = ("--id", "one", "--", "sh", "-c", wait)
+    first = subprocess.Popen([*base, *job], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None and first.stdout.readline() == "begun\n"
+        second = subprocess.Popen([*base, *job], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            assert second.stderr is not None and "attached to one, which is running" in next(
+                line for line in second.stderr if "one" in line
+            )
+            (tmp_path / "go").touch()
+            said = second.communicate(timeout=60)[0]
+        finally:
+            end(second)
+        rest = first.communicate(timeout=60)[0]
+    finally:
+        end(first)
+    assert (first.returncode, second.returncode) == (3, 3)
+    assert rest.startswith("ended\n") and said.startswith("begun\nended\n")
+    result = json.loads(rest.splitlines()[-1])
+    assert (result["id"], result["status"]) == ("one", "FAILED")
+
+    again = run(*job)  # it has ended: a new attempt, and what it left behind is there at once
+    assert again.returncode == 3 and "submitted one.2" in again.stderr
+
+    # a run folder that another program holds
+    train = ("--id", "train", "--", "rayjobs/train.py", str(tmp_path / "tiny.yaml"), f"output={tmp_path}")
+    with owned(tmp_path / "tiny"):
+        refused = run(*train, "stages.0.steps=1", "--resume", "auto")
+    assert refused.returncode == 2
+    assert "trains here; wait for it or stop it" in refused.stdout
+    began = time.time()
+    done = run(*train, "stages.0.steps=1", "--resume", "auto")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "submitted train.2" in done.stderr
+    assert (Path(tmp_path) / "tiny" / "checkpoints" / "step_000001" / "COMMITTED").stat().st_mtime >= began - 1

@@ -1,0 +1,97 @@
+"""The submit helper without a cluster: what it would submit, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from memr1.errors import MemR1Error
+from memr1.training.run import owned
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def submit(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "rayjobs"))
+    monkeypatch.chdir(ROOT)
+    import submit
+
+    return submit
+
+
+def dry_run(submit: ModuleType, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, object]:
+    assert submit.main(["--dry-run", *arguments]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_one_command_has_one_id_and_another_command_another(submit, capsys):
+    train = ("--", "rayjobs/train.py", "configs/train_local.yaml", "--resume", "auto")
+    first, again = dry_run(submit, capsys, *train), dry_run(submit, capsys, *train)
+    assert first["id"] == again["id"]
+    assert first["entrypoint"] == "python rayjobs/train.py configs/train_local.yaml --resume auto"
+    assert dry_run(submit, capsys, *train, "seed=2")["id"] != first["id"]
+    assert dry_run(submit, capsys, "--id", "nightly", *train)["id"] == "nightly"
+
+
+def test_only_allowed_variables_travel_and_never_a_secret(submit):
+    here = {"NCCL_DEBUG": "INFO", "MEMR1_CACHE": "/c", "MEMR1_API_KEY": "k", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "s"}
+    assert submit.job_environment(here, []) == {"NCCL_DEBUG": "INFO", "MEMR1_CACHE": "/c"}
+    assert submit.job_environment({}, ["A=1=2"]) == {"A": "1=2"}
+    with pytest.raises(MemR1Error, match="AWS_SECRET_ACCESS_KEY: looks like a secret"):
+        submit.job_environment(here, ["AWS_SECRET_ACCESS_KEY"])
+    with pytest.raises(MemR1Error, match="--env HOME2: is not set here"):
+        submit.job_environment(here, ["HOME2"])
+
+
+def test_a_working_directory_too_large_is_refused_with_what_is_largest(submit, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "big.bin").write_bytes(b"x" * 3 * 2**20)
+    (tmp_path / "small.py").write_bytes(b"x" * 1000)
+    with pytest.raises(MemR1Error, match=r"has 3\.0 MiB and the limit is 2; largest: data \(3\.0 MiB\), small\.py"):
+        submit.check_size(tmp_path, [], 2)
+    (tmp_path / ".rayignore").write_text("data/\n")
+    assert submit.check_size(tmp_path, [], 2) == 1000 + len("data/\n")
+
+
+def test_this_checkout_ships_its_code_and_not_its_tests(submit):
+    assert 0.2 * 2**20 < submit.check_size(ROOT, [], 50) < 5 * 2**20
+
+
+def test_a_script_that_is_not_there_is_told_before_anything_is_sent(submit, capsys):
+    assert submit.main(["--dry-run", "--", "rayjobs/trian.py"]) == 2
+    assert "rayjobs/trian.py: no such file in the working directory" in capsys.readouterr().err
+
+
+def test_no_cluster_at_the_address_is_told(submit, capsys):
+    assert submit.main(["--address", "http://127.0.0.1:9", "--", "rayjobs/train.py", "x.yaml"]) == 2
+    assert "http://127.0.0.1:9: no job server there" in capsys.readouterr().err
+
+
+def test_a_damaged_runtime_environment_is_named(submit, tmp_path):
+    path = tmp_path / "env.yaml"
+    path.write_text("working_dir: /nowhere/at/all")
+    with pytest.raises(MemR1Error, match="working_dir: name a folder that exists"):
+        submit.load_runtime_env(path)
+    path.write_text(f"working_dir: {tmp_path}\nenv_vars: [1]")
+    with pytest.raises(MemR1Error, match="no runtime environment of Ray"):
+        submit.load_runtime_env(path)
+
+
+def test_attempts_of_one_submission_are_told_from_other_jobs(submit):
+    assert [submit.attempt(i, "a") for i in ("a", "a.2", "a.12", "a.b", "ab", "a.2.3")] == [1, 2, 12, 0, 0, 0]
+
+
+def test_two_programs_on_one_run_folder_are_refused_by_the_first_ones_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("MEMR1_JOB", "nightly")
+    with owned(tmp_path / "run"):
+        said = rf"run/run: nightly \(process {os.getpid()} on .*\) trains here"
+        with pytest.raises(MemR1Error, match=said), owned(tmp_path / "run"):
+            pass
+    with owned(tmp_path / "run"):
+        pass
+
