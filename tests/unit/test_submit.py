@@ -39,7 +39,13 @@ def test_one_command_has_one_id_and_another_command_another(submit, capsys):
 
 
 def test_only_allowed_variables_travel_and_never_a_secret(submit):
-    here = {"NCCL_DEBUG": "INFO", "MEMR1_CACHE": "/c", "MEMR1_API_KEY": "k", "PATH": "/bin", "AWS_SECRET_ACCESS_KEY": "s"}
+    here = {
+        "NCCL_DEBUG": "INFO",
+        "MEMR1_CACHE": "/c",
+        "MEMR1_API_KEY": "k",
+        "PATH": "/bin",
+        "AWS_SECRET_ACCESS_KEY": "s",
+    }
     assert submit.job_environment(here, []) == {"NCCL_DEBUG": "INFO", "MEMR1_CACHE": "/c"}
     assert submit.job_environment({}, ["A=1=2"]) == {"A": "1=2"}
     with pytest.raises(MemR1Error, match="AWS_SECRET_ACCESS_KEY: looks like a secret"):
@@ -94,4 +100,3 @@ def test_two_programs_on_one_run_folder_are_refused_by_the_first_ones_name(tmp_p
             pass
     with owned(tmp_path / "run"):
         pass
-
