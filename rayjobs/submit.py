@@ -131,8 +131,8 @@ def job_environment(environment: Mapping[str, str], extra: Iterable[str]) -> dic
         name, equals, value = item.partition("=")
         if SECRET.search(name):
             raise MemR1Error(
-                f"--env {name}: looks like a secret, and Ray's dashboard shows a job's environment; put it on the nodes "
-                "(a Kubernetes Secret, see cluster/README.md)"
+                f"--env {name}: looks like a secret, and Ray's dashboard shows a job's environment; put it on the "
+                "nodes (a Kubernetes Secret, see cluster/README.md)"
             )
         if not equals and name not in environment:
             raise MemR1Error(f"--env {name}: is not set here; set it, or give {name}=VALUE")
