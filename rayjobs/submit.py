@@ -96,7 +96,8 @@ def submit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
         print(f"{name} goes on; the same command attaches again, `ray job stop {name}` ends it", file=sys.stderr)
         raise
     done = client.get_job_info(name)
-    return plan | {"id": name, "status": done.status.value, "message": done.message}, exit_code(done)
+    said = str(done.message).split(", last available logs")[0]  # they were printed
+    return plan | {"id": name, "status": done.status.value, "message": said}, exit_code(done)
 
 
 def load_runtime_env(path: Path) -> dict[str, Any]:
@@ -169,7 +170,7 @@ def entry_point(command: Sequence[str], folder: Path) -> str:
     parts = list(command)
     if parts[0].endswith(".py"):
         parts.insert(0, "python")
-    for part in parts[1:2] if parts[0].startswith("python") else ():
+    for part in parts[1:2] if Path(parts[0]).name.startswith("python") else ():
         if not (folder / part).is_file():
             raise MemR1Error(f"{part}: no such file in the working directory {folder}; give its path from there")
     return shlex.join(parts)

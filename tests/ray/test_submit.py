@@ -63,10 +63,18 @@ def test_submit_attaches_follows_and_returns_the_exit_code_of_the_job(head, make
     assert again.returncode == 3 and "submitted one.2" in again.stderr
 
     # a run folder that another program holds
-    train = ("--id", "train", "--", "rayjobs/train.py", str(tmp_path / "tiny.yaml"), f"output={tmp_path}")
+    train = (
+        "--id",
+        "train",
+        "--",
+        sys.executable,
+        "rayjobs/train.py",
+        str(tmp_path / "tiny.yaml"),
+        f"output={tmp_path}",
+    )
     with owned(tmp_path / "tiny"):
         refused = run(*train, "stages.0.steps=1", "--resume", "auto")
-    assert refused.returncode == 2
+    assert refused.returncode == 2, refused.stdout + refused.stderr
     assert "trains here; wait for it or stop it" in refused.stdout
     began = time.time()
     done = run(*train, "stages.0.steps=1", "--resume", "auto")
