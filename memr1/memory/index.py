@@ -66,9 +66,12 @@ def best(ids: Sequence[str], vectors: Vectors, query: Vectors, k: int) -> list[t
     ids: n candidates; vectors: (n, dim); query: (dim,). A row's score depends on that row alone: matrix products in
     single precision give a vector different last bits in different places, and forks would disagree on ties.
     """
-    scores = (vectors.astype(np.float64) * query.astype(np.float64)).sum(axis=1)
-    ranked = sorted(zip(ids, scores.tolist(), strict=True), key=lambda pair: (-pair[1], natural_order(pair[0])))
-    return ranked[:k]
+    scores = (vectors.astype(np.float64) * query.astype(np.float64)).sum(axis=1).tolist()
+    pairs = list(zip(ids, scores, strict=True))
+    if len(set(scores)) < len(scores):  # taking names apart costs more than all the rest, and only ties ask for it
+        pairs.sort(key=lambda pair: natural_order(pair[0]))
+    pairs.sort(key=lambda pair: -pair[1])
+    return pairs[:k]
 
 
 _MARGIN = 1e-4
@@ -127,16 +130,19 @@ class ExactIndex:
         if allowed is not None:
             names = [n for n in dict.fromkeys(allowed) if n in self._tail or self._alive(n)]
             return best(names, self._gather(names), vector, k) if names else []
-        tail = list(self._tail)
-        names, scores = [*self._block_ids, *tail], np.empty(len(self._block_ids) + len(tail), np.float32)
+        in_block, tail = len(self._block_ids), list(self._tail)
+        scores = np.empty(in_block + len(tail), np.float32)
         if self._block is not None:
-            scores[: len(self._block_ids)] = self._block @ vector
-            scores[list(self._dead)] = -np.inf
+            np.matmul(self._block, vector, out=scores[:in_block])
+            if self._dead:
+                scores[list(self._dead)] = -np.inf
         if tail:
-            scores[len(self._block_ids) :] = np.stack([self._tail[name] for name in tail]) @ vector
+            scores[in_block:] = np.stack([self._tail[name] for name in tail]) @ vector
         k = min(k, len(self))
-        floor = np.partition(scores, -k)[-k]
-        chosen = [names[i] for i in np.flatnonzero(scores >= floor - _MARGIN)]
+        rows = np.flatnonzero(scores >= np.partition(scores, -k)[-k] - _MARGIN)
+        chosen = [self._block_ids[i] if i < in_block else tail[i - in_block] for i in rows.tolist()]
+        if self._block is not None and rows[-1] < in_block:
+            return best(chosen, self._block[rows], vector, k)
         return best(chosen, self._gather(chosen), vector, k)
 
     def fork(self) -> ExactIndex:
