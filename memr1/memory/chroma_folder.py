@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import shutil
+import struct
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,11 +90,31 @@ def close_folders() -> None:
         try:
             found.client.close()
             if found.trusted and found.inner.is_dir():  # otherwise somebody has removed it meanwhile
+                blank_unused(found.inner)
                 _seal_of(found.inner).write_text(json.dumps(_contents(found.inner)))
         except Exception as error:  # without a seal it is made again, which is all that is lost
             logger.warning("%s: the index could not be closed in order: %s", found.inner, error)
         finally:
             found.lock.release()
+
+
+def blank_unused(inner: Path) -> None:
+    """Overwrite the rows of Chroma's vector files that hold no vector yet.
+
+    hnswlib writes its memory as it was allocated: what the process held there before, such as the vector of a text that
+    was erased, would lie on the disk. `MemR1Error` for a layout that this does not know.
+    """
+    for header in inner.rglob("header.bin"):
+        version, _, most, used, row = struct.unpack_from("<i4Q", header.read_bytes())
+        vectors, lengths = header.with_name("data_level0.bin"), header.with_name("length.bin")
+        if version != 1 or used > most or vectors.stat().st_size > most * row or lengths.stat().st_size > most * 4:
+            raise MemR1Error(f"{header}: not the layout of an index that Chroma 1.5 writes")
+        for path, width in ((vectors, row), (lengths, 4)):
+            unused = path.stat().st_size - used * width
+            if unused > 0:
+                with path.open("r+b") as file:
+                    file.seek(used * width)
+                    file.write(bytes(unused))
 
 
 def _trusted(path: Path) -> Path:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from memr1.errors import MemR1Error
 from memr1.memory import tables
 from memr1.memory.bank import MemoryBank
-from memr1.memory.chroma_folder import close_folders
+from memr1.memory.chroma_folder import blank_unused, close_folders
 from memr1.memory.chroma_index import ChromaIndex
 from memr1.memory.embed import HashEmbedder
 from memr1.memory.state import BankRules
@@ -197,6 +197,48 @@ def test_files_of_an_index_are_made_again(tmp_path: Path) -> None:
     assert [h.entry.id for h in bank.search("hush hush", 2)] == ["m2"]
     close_folders()
     assert not held()
+
+
+def test_a_file_of_an_index_holds_nothing_beside_its_vectors(tmp_path: Path) -> None:
+    """Chroma writes room for vectors to come as the memory was that it got for them."""
+    folder = tmp_path / "chroma"
+    index = ChromaIndex("b", path=folder)
+    vectors = HashEmbedder(64).embed([f"fact {i}" for i in range(3)])
+    index.add(["a", "b", "c"], vectors)
+    (inner,) = folder.glob("memr1-index-1")
+    (room,) = inner.rglob("data_level0.bin")
+    assert room.stat().st_size > 64 * 4
+    room.write_bytes(b"remnant." * (room.stat().st_size // 8))
+    (lengths,) = inner.rglob("length.bin")
+    lengths.write_bytes(b"remnant." * (lengths.stat().st_size // 8))
+    close_folders()
+    assert not any(b"remnant" in p.read_bytes() for p in inner.rglob("*") if p.is_file())
+    again = ChromaIndex("b", path=folder)
+    assert again.ids() == {"a", "b", "c"} and again.query(vectors[1], 1)[0][0] == "b"
+    assert (folder / "memr1-index-1").is_dir(), "it was trusted"
+
+
+def test_vectors_that_are_used_are_not_blanked(tmp_path: Path) -> None:
+    folder = tmp_path / "chroma"
+    index = ChromaIndex("b", path=folder)
+    vectors = HashEmbedder(64).embed([f"fact {i}" for i in range(1200)])  # beyond Chroma's threshold for writing
+    names = [str(i) for i in range(1200)]
+    index.add(names, vectors)
+    close_folders()
+    again = ChromaIndex("b", path=folder)
+    assert again.ids() == set(names)
+    assert [again.query(vectors[i], 1)[0][0] for i in (0, 999, 1199)] == ["0", "999", "1199"]
+
+
+def test_a_layout_that_is_not_known_is_not_trusted(tmp_path: Path) -> None:
+    folder = tmp_path / "chroma"
+    ChromaIndex("b", path=folder).add(["a"], HashEmbedder(64).embed(["fact"]))
+    (header,) = folder.rglob("header.bin")
+    header.write_bytes(b"\x09" + header.read_bytes()[1:])
+    with pytest.raises(MemR1Error, match="not the layout of an index that Chroma 1.5 writes"):
+        blank_unused(folder)
+    close_folders()
+    assert ChromaIndex("b", path=folder).ids() == set()
 
 
 # -- in a store ---------------------------------------------------------------------------------------------------
