@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 models_app = typer.Typer(help="Models that come without a hub.", no_args_is_help=True)
-data_app = typer.Typer(help="Look at datasets.", no_args_is_help=True)
+data_app = typer.Typer(help="Look at datasets, and make training tasks of them.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(bank_app, name="bank")
@@ -171,6 +171,15 @@ def models_verify(names: Annotated[list[str], typer.Argument(help="For example s
     for name in names:
         verify(name)
         print(f"{name}: intact")
+
+
+@data_app.command("build")
+def data_build(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Make the training tasks of a configuration ahead of training, and report what they consist of."""
+    from memr1.config import load_config
+    from memr1.training.data_build import build
+
+    build(load_config(config, overrides or ()))
 
 
 @data_app.command("show")

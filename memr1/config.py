@@ -48,6 +48,14 @@ class DataConfig:
     """File to read for `locomo` and `jsonl`."""
     factworld: FactWorldConfig = field(default_factory=FactWorldConfig)
     """Settings of the generator, for training worlds; its `split` and `seed` are set per use."""
+    captions: bool = True
+    """Show the captions of shared images with their turns. Some of LoCoMo's questions need them; the authors of
+    Memory-R1 leave images out."""
+    window: int = 0
+    """Turns before a decision whose facts make up the temporal bank that the manager practises on; 0 takes all from the
+    beginning. Memory-R1 says 50 in one place and 24 in another."""
+    cache: str | None = None
+    """Folder of extracted facts and training tuples (docs/data.md); `<output>/.cache` if not set."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +70,8 @@ class MemoryConfig:
     """Old entries shown to the manager for each new fact."""
     answerer_top_k: int = 60
     """Entries shown to the answerer for a question: its retrieval budget."""
+    per_speaker: bool = False
+    """Divide that budget equally among the speakers: with 60 and two speakers, the 30 best entries of each."""
     pressure: float = 0.0
     """Taken off the manager's reward for each entry that a decision adds to the bank, and once for a decision that
     cannot be parsed or is rejected, but only where every answer is right: being right comes first, thrift second. 0 is
@@ -75,7 +85,10 @@ class AgentsConfig:
     """How the roles speak."""
 
     extractor: str = "gold"
-    """`gold` takes the dataset's facts, `utterance` the turn's text itself, `llm` asks the model."""
+    """`gold` takes the dataset's facts, `utterance` the turn's text itself, `llm` asks the base model, once."""
+    extractor_dates: bool = True
+    """Show the date of the session to the extractor, which can then turn "yesterday" into a day. The authors' code
+    hides it."""
     protocol: str = "lines"
     """`lines` (compact, for small models) or `json` (the paper's mem0-style prompts)."""
 
@@ -258,6 +271,11 @@ class Config:
     def run_dir(self) -> Path:
         """Folder of this run."""
         return Path(self.output) / self.name
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of what is made of data once and kept for all runs."""
+        return Path(self.data.cache) if self.data.cache else Path(self.output) / ".cache"
 
 
 ON_GPU = "on_gpu"
@@ -467,6 +485,7 @@ def validate(config: Config, source: str = "config") -> None:
     need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")
     generated = config.data.kind == "factworld"
     need(generated or config.data.path is not None, "data.path", f"{config.data.kind} needs a file to read")
+    need(config.data.window >= 0, "data.window", f"must be at least 0, is {config.data.window}")
     need(config.seed >= 0, "seed", f"must be at least 0, is {config.seed}")
     need(config.model.dtype in ("auto", "float32", "bfloat16"), "model.dtype", "must be auto, float32 or bfloat16")
     need(bool(config.evaluation.systems), "evaluation.systems", "names no system; see `memr1 eval --list-systems`")

@@ -13,25 +13,23 @@ _SYSTEM = (
 )
 
 
-def facts_without_model(turn: Turn, kind: str) -> list[str] | None:
-    """Facts for the extractors that need no model (`gold`, `utterance`); None for `llm`.
+def facts_of(turn: Turn, kind: str) -> list[str]:
+    """Facts of a turn: those it has (`gold`, and `llm` after `memr1.envs.extracting`), or its text (`utterance`).
 
     Raises MemR1Error when gold facts are asked of a turn that was never annotated.
     """
-    if kind == "llm":
-        return None
-    if kind == "gold":
-        if turn.facts is None:
-            raise MemR1Error(
-                f"turn {turn.id} has no gold facts; set agents.extractor=utterance or llm, or add `facts` to the data"
-            )
-        return [fact.text for fact in turn.facts]
-    return [f"{turn.speaker}: {turn.shown_text}"] if turn.shown_text.strip() else []
+    if kind == "utterance":
+        return [f"{turn.speaker}: {turn.shown_text}"] if turn.shown_text.strip() else []
+    if turn.facts is None:
+        raise MemR1Error(
+            f"turn {turn.id} has no gold facts; set agents.extractor=utterance or llm, or add `facts` to the data"
+        )
+    return [fact.text for fact in turn.facts]
 
 
-def extraction_prompt(agents: Agents, turn: Turn, session: Session) -> Prompt:
-    """Prompt that asks a language model for the facts of one turn; the session's date is shown."""
-    date = f" ({session.time_text})" if session.time_text else ""
+def extraction_prompt(agents: Agents, turn: Turn, session: Session | None) -> Prompt:
+    """Prompt that asks a language model for the facts of one turn; the date of `session` is shown, unless None."""
+    date = f" ({session.time_text})" if session is not None and session.time_text else ""
     messages: Messages = [
         {"role": "system", "content": _SYSTEM},
         {"role": "user", "content": f"{turn.speaker}{date}: {turn.shown_text}"},

@@ -47,7 +47,7 @@ def write_jsonl(dialogues: Iterable[Dialogue], path: str | Path) -> None:
     lines: list[str] = []
     ids: set[str] = set()
     for dialogue in dialogues:
-        record = _record(dialogue)
+        record = dialogue_to_json(dialogue)
         source = f"{path}: dialogue {dialogue.id!r}"
         if dialogue.id in ids:
             raise MemR1Error(f"{source}: the id occurs twice; give each dialogue its own")
@@ -67,7 +67,8 @@ def write_jsonl(dialogues: Iterable[Dialogue], path: str | Path) -> None:
         ) from None
 
 
-def _record(dialogue: Dialogue) -> dict[str, Any]:
+def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
+    """A line of the file as plain JSON values."""
     record = json.loads(json.dumps(asdict(dialogue), default=_as_iso))
     for session in record["sessions"]:
         for turn in session["turns"]:

@@ -7,7 +7,7 @@ evaluation consume them. Nothing here knows of models, Ray or memory banks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 
@@ -97,3 +97,9 @@ class Dialogue:
         for session in self.sessions:
             for turn in session.turns:
                 yield session, turn
+
+
+def without_captions(dialogue: Dialogue) -> Dialogue:
+    """The dialogue as it is for somebody who sees no images."""
+    sessions = tuple(replace(s, turns=tuple(replace(t, caption=None) for t in s.turns)) for s in dialogue.sessions)
+    return replace(dialogue, sessions=sessions)

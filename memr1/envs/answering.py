@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from memr1.agents.protocol import Answer, displayed_date
 from memr1.agents.roles import Prompt
 from memr1.envs.episode import Episode, Speaker, World, request, step
+from memr1.memory.bank import MemoryBank
 from memr1.memory.types import MemoryEntry
 from memr1.rewards.base import Reward
 from memr1.rollout.engine import Completion
@@ -25,6 +26,8 @@ class AnswerTask:
     entries: tuple[MemoryEntry, ...]
     evidence: tuple[str, ...] = ()
     """Ids of the turns that hold the answer."""
+    sources: tuple[str, ...] = ()
+    """Ids of the entries of the whole bank that came from those turns, retrieved or not."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,28 @@ class Answered:
     def selected(self) -> list[MemoryEntry]:
         """Entries that the answerer chose; numbers that were not displayed are left out."""
         return [self.prompt.entries[str(n)] for n in self.answer.selected if str(n) in self.prompt.entries]
+
+
+def retrieve(bank: MemoryBank, question: str, world: World) -> list[MemoryEntry]:
+    """The entries that the answerer is shown for a question, the nearest first: `memory.answerer_top_k` of them.
+
+    With `memory.per_speaker` that number is divided equally among the speakers of the entries, as in Memory-R1 (60 are
+    30 of each); what one speaker cannot fill is not given to another.
+    """
+    memory = world.config.memory
+    if not memory.per_speaker:
+        return [h.entry for h in bank.search(question, memory.answerer_top_k)]
+    ranked = [h.entry for h in bank.search(question, max(len(bank), 1))]
+    speakers = sorted({str(e.provenance.speaker) for e in ranked})
+    left = {s: memory.answerer_top_k // len(speakers) + (i < memory.answerer_top_k % len(speakers))
+            for i, s in enumerate(speakers)}  # fmt: skip
+    chosen = []
+    for entry in ranked:
+        speaker = str(entry.provenance.speaker)
+        if left[speaker]:
+            left[speaker] -= 1
+            chosen.append(entry)
+    return chosen
 
 
 def ask(

@@ -12,10 +12,10 @@ from typing import Any
 
 from memr1.agents.protocol import displayed_date
 from memr1.agents.roles import Prompt
-from memr1.envs.answering import Answered, ask, shown
+from memr1.envs.answering import Answered, ask, retrieve, shown
 from memr1.envs.episode import Episode, Speaker, World, request, step
 from memr1.memory.bank import MemoryBank, Snapshot
-from memr1.memory.types import Event, MemoryEntry, OpResult, Provenance
+from memr1.memory.types import Event, MemoryEntry, MemoryOp, OpResult, Provenance
 from memr1.rewards.base import Reward
 from memr1.rollout.engine import Completion
 from memr1.trajectory import Step, Trajectory
@@ -45,6 +45,8 @@ class DecisionTask:
     turn_id: str
     speaker: str
     questions: tuple[LinkedQuestion, ...]
+    oracle: tuple[MemoryOp, ...] | None = None
+    """The right operations, where they are known."""
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,7 @@ def play_decisions(
             for seed, bank, decided in zip(seeds, banks, decisions, strict=True)
         ]
     hit = {r.entry_id for d in decisions for r in d.results if r.changed and r.op.event in (Event.UPDATE, Event.DELETE)}
-    found = {
-        q: [[h.entry for h in bank.search(q.text, memory.answerer_top_k)] for bank in banks] for q in task.questions
-    }
+    found = {q: [retrieve(bank, q.text, world) for bank in banks] for q in task.questions}
     questions = [
         q for q in task.questions if not q.watches or hit & set(q.watches) or _in_sight_of_some(q, found[q])
     ] or list(task.questions)

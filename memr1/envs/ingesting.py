@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from memr1.agents.extractor import extraction_prompt, facts_without_model, read_facts
+from memr1.agents.extractor import facts_of
 from memr1.agents.protocol import displayed_date
 from memr1.data.types import Dialogue, OracleOp, Session, Turn
 from memr1.envs.deciding import apply_decision, related_entries
@@ -41,37 +41,38 @@ def ingest_with_manager(dialogue: Dialogue, world: World, manager: Speaker) -> E
     config = world.config
     bank = _empty_bank(dialogue, world)
     done = Ingested(bank)
-    for session, turn in dialogue.turns():
-        facts = facts_without_model(turn, config.agents.extractor)
-        if facts is None:
-            prompt = extraction_prompt(world.agents, turn, session)
-            (completion,) = yield [request(prompt, Speaker("base"), config.rollout.extractor_max_new_tokens, seed=0)]
-            facts = read_facts(world.agents.codec.decode(completion.ids))
-            done.tokens += len(prompt.ids) + len(completion.ids)
-        if facts:
-            prompt = world.agents.manager.prompt(
-                facts, displayed_date(iso(session)), related_entries(bank, facts, config.memory.manager_top_k)
-            )
-            (completion,) = yield [request(prompt, manager, config.rollout.manager_max_new_tokens, seed=0)]
-            decided = apply_decision(
-                bank,
-                world,
-                manager,
-                prompt,
-                completion,
-                time=iso(session),
-                turn_id=turn.id,
-                speaker_name=turn.speaker,
-            )
-            done.decisions += 1
-            done.unparsed += decided.parse_error is not None
-            done.tokens += len(prompt.ids) + len(completion.ids)
-            for result in decided.results:
-                if result.ok:
-                    done.operations[result.op.event] = done.operations.get(result.op.event, 0) + 1
-                else:
-                    done.rejected += 1
+    for session, turn, facts in told(dialogue, world):
+        prompt = world.agents.manager.prompt(
+            facts, displayed_date(iso(session)), related_entries(bank, facts, config.memory.manager_top_k)
+        )
+        (completion,) = yield [request(prompt, manager, config.rollout.manager_max_new_tokens, seed=0)]
+        decided = apply_decision(
+            bank, world, manager, prompt, completion, time=iso(session), turn_id=turn.id, speaker_name=turn.speaker
+        )
+        done.decisions += 1
+        done.unparsed += decided.parse_error is not None
+        done.tokens += len(prompt.ids) + len(completion.ids)
+        for result in decided.results:
+            if result.ok:
+                done.operations[result.op.event] = done.operations.get(result.op.event, 0) + 1
+            else:
+                done.rejected += 1
     return done
+
+
+EXTRACTED = "extracted"
+"""`metadata["facts"]` of a dialogue whose facts the language model extracted, see `memr1.envs.extracting`."""
+
+
+def told(dialogue: Dialogue, world: World) -> Iterator[tuple[Session, Turn, tuple[str, ...]]]:
+    """The turns that hold facts, with their facts. Raises ValueError where `llm` facts were not extracted before."""
+    kind = world.config.agents.extractor
+    if kind == "llm" and dialogue.metadata.get("facts") != EXTRACTED:
+        raise ValueError(f"{dialogue.id}: agents.extractor=llm, and its facts were not extracted yet; call prepared")
+    for session, turn in dialogue.turns():
+        facts = facts_of(turn, kind)
+        if facts:
+            yield session, turn, tuple(facts)
 
 
 def embed_ahead(dialogues: Sequence[Dialogue], world: World) -> None:
@@ -89,11 +90,16 @@ def embed_ahead(dialogues: Sequence[Dialogue], world: World) -> None:
         world.embedder.embed(list(dict.fromkeys(texts)))
 
 
-def oracle_operations(bank: MemoryBank, oracle: OracleOp) -> list[MemoryOp]:
-    """The oracle's operation on this bank's ids. Raises ValueError when its target is not live."""
+def oracle_operations(bank: MemoryBank, oracle: OracleOp, *, partial: bool = False) -> list[MemoryOp]:
+    """The oracle's operation on this bank's ids. Raises ValueError when its target is not live.
+
+    partial: the bank holds a part of what was told; then an update of what it lacks adds, and a deletion does nothing.
+    """
     if oracle.event in (Event.ADD, Event.NOOP):
         return [MemoryOp(Event(oracle.event), text=oracle.text)]
     target = next((e for e in bank.entries() if e.text == oracle.target_text), None)
+    if target is None and partial:
+        return [MemoryOp(Event.ADD, text=oracle.text) if oracle.event == Event.UPDATE else MemoryOp(Event.NOOP)]
     if target is None:
         raise ValueError(f"the oracle's target {oracle.target_text!r} is not a live entry of bank {bank.bank_id}")
     event = Event(oracle.event)
@@ -112,22 +118,39 @@ class Moment:
     """What will be done with them."""
     bank: MemoryBank
     """Live: take a snapshot to keep it."""
+    behind: frozenset[str]
+    """Ids of the turns whose facts went into the bank."""
 
 
-def replay(dialogue: Dialogue, world: World, policy: str) -> Iterator[Moment]:
-    """Walk through the turns that hold facts, without a model. After each item its operations are applied.
+def replay(dialogue: Dialogue, world: World, policy: str, window: int = 0) -> Iterator[Moment]:
+    """Walk through the turns that hold facts, without a model: the bank before each, and what will be done with it.
 
-    policy: `oracle` (the dataset's own operations) or `add-everything`. Raises MemR1Error where the dataset has no
-    oracle operations, or the extractor needs a model.
+    policy: `oracle` (the dataset's own operations) or `add-everything`.
+    window: only the facts of that many turns before the moment are in its bank (the temporal bank of Memory-R1, arXiv
+    2508.19828, section 4); 0 is all of them. Raises MemR1Error where the dataset has no oracle operations.
     """
-    yield from _replay_into(_empty_bank(dialogue, world), dialogue, world, policy)
+    bank = _empty_bank(dialogue, world)
+    place = {turn.id: i for i, (_, turn) in enumerate(dialogue.turns())}
+    behind: list[tuple[Session, Turn, tuple[str, ...]]] = []
+    for now in told(dialogue, world):
+        session, turn, facts = now
+        if window:
+            behind = [b for b in behind if place[turn.id] - place[b[1].id] <= window]
+            bank = _empty_bank(dialogue, world)
+            for earlier in behind:
+                _apply(bank, *earlier, _operations(dialogue, bank, *earlier[1:], world, policy, partial=True), policy)
+        ops = _operations(dialogue, bank, turn, facts, world, policy, partial=window > 0)
+        yield Moment(session, turn, facts, ops, bank, frozenset(b[1].id for b in behind))
+        behind.append(now)
+        if not window:
+            _apply(bank, *now, ops, policy)
 
 
 def ingest_without_model(dialogue: Dialogue, world: World, policy: str) -> MemoryBank:
     """The bank that `oracle` or `add-everything` makes of a dialogue."""
     bank = _empty_bank(dialogue, world)
-    for _ in _replay_into(bank, dialogue, world, policy):
-        pass
+    for session, turn, facts in told(dialogue, world):
+        _apply(bank, session, turn, facts, _operations(dialogue, bank, turn, facts, world, policy), policy)
     return bank
 
 
@@ -135,34 +158,40 @@ def _empty_bank(dialogue: Dialogue, world: World) -> MemoryBank:
     return MemoryBank(dialogue.id, world.embedder, index=world.config.memory.index)
 
 
-def _replay_into(bank: MemoryBank, dialogue: Dialogue, world: World, policy: str) -> Iterator[Moment]:
-    for session, turn in dialogue.turns():
-        facts = facts_without_model(turn, world.config.agents.extractor)
-        if facts is None:
-            raise MemR1Error("agents.extractor=llm needs a manager model to build a bank; use gold or utterance here")
-        if not facts:
-            continue
-        if policy == "add-everything":
-            ops = [MemoryOp(Event.ADD, text=fact) for fact in facts]
-        else:
-            known = [f.oracle for f in turn.facts or ()]
-            if world.config.agents.extractor != "gold" or any(o is None for o in known):
-                raise MemR1Error(
-                    f"{dialogue.id} {turn.id}: no oracle operations for these facts; use the dataset's gold facts "
-                    "(agents.extractor=gold) where it has them, else stages.bank=add-everything or manager"
-                )
-            try:
-                ops = [op for o in known if o is not None for op in oracle_operations(bank, o)]
-            except ValueError as error:
-                raise MemR1Error(f"{dialogue.id} {turn.id}: {error}; correct its target_text") from error
-        yield Moment(session, turn, tuple(facts), ops, bank)
-        bank.apply(
-            ops,
-            provenance=Provenance(turn_ids=(turn.id,), speaker=turn.speaker, role=policy),
-            time=iso(session),
-            event_time=iso(session),
-            on_reject="skip",  # adding everything meets duplicates, and a duplicate must not take its neighbours along
+def _operations(
+    dialogue: Dialogue,
+    bank: MemoryBank,
+    turn: Turn,
+    facts: Sequence[str],
+    world: World,
+    policy: str,
+    *,
+    partial: bool = False,
+) -> list[MemoryOp]:
+    if policy == "add-everything":
+        return [MemoryOp(Event.ADD, text=fact) for fact in facts]
+    known = [f.oracle for f in turn.facts or ()]
+    if world.config.agents.extractor != "gold" or any(o is None for o in known):
+        raise MemR1Error(
+            f"{dialogue.id} {turn.id}: no oracle operations for these facts; use the dataset's gold facts "
+            "(agents.extractor=gold) where it has them, else stages.bank=add-everything or manager"
         )
+    try:
+        return [op for o in known if o is not None for op in oracle_operations(bank, o, partial=partial)]
+    except ValueError as error:
+        raise MemR1Error(f"{dialogue.id} {turn.id}: {error}; correct its target_text") from error
+
+
+def _apply(
+    bank: MemoryBank, session: Session, turn: Turn, facts: Sequence[str], ops: Sequence[MemoryOp], policy: str
+) -> None:
+    bank.apply(
+        ops,
+        provenance=Provenance(turn_ids=(turn.id,), speaker=turn.speaker, role=policy),
+        time=iso(session),
+        event_time=iso(session),
+        on_reject="skip",  # adding everything meets duplicates, and a duplicate must not take its neighbours along
+    )
 
 
 def turn_entries(dialogue: Dialogue) -> list[MemoryEntry]:

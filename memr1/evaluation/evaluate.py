@@ -102,8 +102,6 @@ def _lack(config: Config, state: TrainState, system: System, dialogues: Sequence
     extractor = config.agents.extractor
     if system.memory == "oracle" and not (extractor == "gold" and _has_oracle(dialogues)):
         return f"there are no oracle operations for the facts of agents.extractor={extractor}"
-    if system.memory == "add-everything" and extractor == "llm":
-        return "agents.extractor=llm needs a manager"
     for role, which in _weights(system):
         if which != UNTRAINED and weights_folder(config.run_dir, state, role, which) is None:
             return f"the run has no finished {'supervised ' if which == WARM else ''}stage of the {role}"

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from memr1.data.types import Dialogue, Question
-from memr1.envs.answering import Answered, ask, evidence_recall
+from memr1.envs.answering import Answered, ask, evidence_recall, retrieve
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import Ingested, embed_ahead, ingest_with_manager, ingest_without_model, turn_entries
 from memr1.errors import MemR1Error
 from memr1.evaluation.remember import Answers, RememberingEngine
@@ -48,6 +49,7 @@ def evaluate_system(
     """
     system, kept = get_system(name), kept if kept is not None else Kept()
     start = time.perf_counter()
+    dialogues = prepared(dialogues, world, engine)
     embed_ahead(dialogues, world)
     retrievers, figures = _memories(system, dialogues, world, engine, kept)
     speaker = Speaker("answerer" if system.answerer != "untrained" else "base")
@@ -72,7 +74,6 @@ def evaluate_system(
 def _memories(
     system: System, dialogues: Sequence[Dialogue], world: World, engine: Engine, kept: Kept
 ) -> tuple[list[Retrieve], dict[str, float]]:
-    memory = world.config.memory
     budget = world.config.evaluation.retrieval_top_k
     if system.memory == "none":
         return [lambda _: [] for _ in dialogues], {}
@@ -89,7 +90,7 @@ def _memories(
     figures["bank/entries"] = sum(len(b) for b in banks) / len(banks)
 
     def from_bank(bank: MemoryBank) -> Retrieve:
-        return lambda question: [h.entry for h in bank.search(question, memory.answerer_top_k)]
+        return lambda question: retrieve(bank, question, world)
 
     return [from_bank(b) for b in banks], figures
 

@@ -85,6 +85,15 @@ def resolve_model(name: str) -> str:
     )
 
 
+def weights_identity(name: str) -> str:
+    """A text that changes when the weights behind a name do: of a directory also the sizes and times of its files."""
+    path = Path(name).expanduser()
+    if name in packaged.MODELS or not path.is_dir():
+        return name
+    files = sorted(p for p in path.iterdir() if p.suffix in (".safetensors", ".bin"))
+    return "|".join([str(path.resolve()), *(f"{p.name}:{p.stat().st_size}:{p.stat().st_mtime_ns}" for p in files)])
+
+
 def load_tokenizer(name: str, *, chat: bool = True) -> PreTrainedTokenizerBase:
     """The tokenizer of model `name`, with a pad token (the end token where it has none of its own).
 

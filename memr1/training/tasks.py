@@ -10,94 +10,133 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from memr1.agents.protocol import displayed_date
 from memr1.agents.roles import Prompt
 from memr1.data.factworld_questions import UNKNOWN
 from memr1.data.types import Dialogue, Question
-from memr1.envs.answering import AnswerTask
+from memr1.envs.answering import AnswerTask, retrieve
+from memr1.envs.cache import Cache
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, decision_prompt, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive
+from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import Moment, embed_ahead, ingest_with_manager, ingest_without_model, iso, replay
 from memr1.learner.packing import TrainSequence
 from memr1.memory.bank import MemoryBank
 from memr1.memory.types import MemoryEntry
 from memr1.rollout.engine import Engine
+from memr1.training.tuples import Task, read_tasks, settings_of, write_tasks
 
 
 @dataclass(frozen=True)
 class TrainTask:
     """Something to practise."""
 
-    task: AnswerTask | DecisionTask
+    task: Task
     demonstration: TrainSequence | None
     """What the oracle would have said; None where no oracle is known or its target is out of sight."""
-    kind: str
-    """Question category, or the oracle's operation: for statistics."""
+
+    @property
+    def kind(self) -> str:
+        """Question category, or the oracle's operations."""
+        if isinstance(self.task, AnswerTask):
+            return self.task.category
+        return "+".join(str(op.event) for op in self.task.oracle or ())
 
 
 def build_tasks(
     dialogues: Sequence[Dialogue], world: World, engine: Engine, *, role: str, bank: str, seed: int
 ) -> list[TrainTask]:
-    """All tasks of a role in these dialogues, in order.
+    """All tasks of a role in these dialogues, in order, with their demonstrations.
 
     bank: `oracle`, `add-everything` or `manager` (the manager model replays every dialogue). Manager tasks start from
-    snapshots of that bank, too, except that `manager` means `add-everything` there.
+    temporal banks (`data.window`), where `manager` means `add-everything`.
+    What is made of dialogues from a file is kept in `data.cache`; banks of a manager that was trained are not.
     """
-    embed_ahead(dialogues, world)
-    if role == "manager":
-        policy = "oracle" if bank == "oracle" else "add-everything"
-        return [task for dialogue in dialogues for task in _decision_tasks(dialogue, world, policy)]
+    dialogues = prepared(dialogues, world, engine)
+    if role == "manager" and bank == "manager":
+        bank = "add-everything"
+    trained = bank == "manager" and engine.weight_versions()["manager"] > 0
+    cache = None if world.config.data.kind == "factworld" or trained else Cache(world.config.cache_dir)
+    settings = settings_of(world, role, bank)
+    made: dict[str, Sequence[Task]] = {}
+    for dialogue in dialogues:
+        kept = None if cache is None else read_tasks(cache, dialogue, settings, world)
+        if kept is not None:
+            made[dialogue.id] = kept
+    missing = [d for d in dialogues if d.id not in made]
+    embed_ahead(missing, world)
     if bank == "manager":
-        ingested = drive([ingest_with_manager(d, world, Speaker("manager")) for d in dialogues], engine)
-        banks = []
-        for result in ingested:
+        replayed = drive([ingest_with_manager(d, world, Speaker("manager")) for d in missing], engine)
+    for i, dialogue in enumerate(missing):
+        if role == "manager":
+            made[dialogue.id] = _decision_tasks(dialogue, world, bank)
+        elif bank == "manager":
+            result = replayed[i]
             if isinstance(result, Failure):
                 raise result.error
-            banks.append(result.bank)
-    else:
-        banks = [ingest_without_model(d, world, bank) for d in dialogues]
-    return [task for d, b in zip(dialogues, banks, strict=True) for task in _answer_tasks(d, b, world)]
+            made[dialogue.id] = _answer_tasks(dialogue, result.bank, world)
+        else:
+            made[dialogue.id] = _answer_tasks(dialogue, ingest_without_model(dialogue, world, bank), world)
+        if cache is not None:
+            write_tasks(cache, dialogue, settings, made[dialogue.id])
+    return [TrainTask(task, demonstration(task, world)) for d in dialogues for task in made[d.id]]
 
 
-def task_prompt(task: AnswerTask | DecisionTask, world: World) -> Prompt:
+def task_prompt(task: Task, world: World) -> Prompt:
     """What the role that practises a task is asked first."""
     if isinstance(task, AnswerTask):
         return world.agents.answerer.prompt(task.question, task.entries)
     return decision_prompt(task, MemoryBank.from_snapshot(task.snapshot, world.embedder), world)
 
 
-def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[TrainTask]:
+def demonstration(task: Task, world: World) -> TrainSequence | None:
+    """What an oracle would say, to be cloned; None where there is none.
+
+    An answerer selects the retrieved evidence and gives the gold answer. There is no demonstration when evidence that
+    the bank holds was not shown, or when it holds none: cloning an answer without a source would teach to invent. The
+    evidence of what is no longer known may well be gone; then nothing is selected. A manager does the oracle's
+    operations, where their targets are shown.
+    """
+    agents = world.agents
+    if isinstance(task, DecisionTask) and task.oracle is None:
+        return None
+    prompt = task_prompt(task, world)
+    text: str | None
+    if isinstance(task, DecisionTask):
+        text = agents.manager.demonstration(task.oracle or (), prompt)
+    else:
+        evidence = {n: e for n, e in prompt.entries.items() if e.id in task.sources}
+        if len(evidence) < len(task.sources) or (task.evidence and not task.sources and task.gold != UNKNOWN):
+            return None
+        text = agents.answerer.demonstration(task.gold, evidence)
+    if text is None:
+        return None
+    ids = agents.codec.encode_completion(text)
+    return TrainSequence(prompt.ids, ids, (True,) * len(ids))
+
+
+def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[AnswerTask]:
     tasks = []
     for q in dialogue.questions:
         if not (q.answer or "").strip() or q.asked_after is not None:
             continue  # nothing to score, or a question about a state that has passed
-        entries = tuple(h.entry for h in bank.search(q.text, world.config.memory.answerer_top_k))
-        task = AnswerTask(f"{dialogue.id}/{q.id}", q.text, str(q.answer), q.category, entries, q.evidence)
-        tasks.append(TrainTask(task, _answer_demonstration(task, bank, world), q.category))
+        task = AnswerTask(
+            id=f"{dialogue.id}/{q.id}",
+            question=q.text,
+            gold=str(q.answer),
+            category=q.category,
+            entries=tuple(retrieve(bank, q.text, world)),
+            evidence=q.evidence,
+            sources=tuple(e.id for e in bank.entries() if set(e.provenance.turn_ids) & set(q.evidence)),
+        )
+        tasks.append(task)
     return tasks
 
 
-def _answer_demonstration(task: AnswerTask, bank: MemoryBank, world: World) -> TrainSequence | None:
-    """Select the retrieved evidence, give the gold answer; None when the answer cannot be told from what is shown.
-
-    That is when evidence that the bank holds was not shown, or when it holds none: cloning an answer without a source
-    would teach to invent. The evidence of what is no longer known may well be gone; then nothing is selected.
-    """
-    prompt = world.agents.answerer.prompt(task.question, task.entries)
-    wanted = {e.id for e in bank.entries() if set(e.provenance.turn_ids) & set(task.evidence)}
-    evidence = {n: e for n, e in prompt.entries.items() if e.id in wanted}
-    if len(evidence) < len(wanted) or (task.evidence and not wanted and task.gold != UNKNOWN):
-        return None
-    text = world.agents.answerer.demonstration(task.gold, evidence)
-    return _demonstration(prompt.ids, world.agents.codec.encode_completion(text))
-
-
-def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[TrainTask]:
+def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[DecisionTask]:
+    config = world.config
     tasks = []
-    seen: set[str] = set()
-    for moment in replay(dialogue, world, policy):
-        seen.add(moment.turn.id)
-        related = related_entries(moment.bank, moment.facts, world.config.memory.manager_top_k)
+    for moment in replay(dialogue, world, policy, config.data.window):
+        related = related_entries(moment.bank, moment.facts, config.memory.manager_top_k)
         task = DecisionTask(
             id=f"{dialogue.id}/{moment.turn.id}",
             snapshot=moment.bank.snapshot(),
@@ -105,19 +144,18 @@ def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[Train
             time=iso(moment.session),
             turn_id=moment.turn.id,
             speaker=moment.turn.speaker,
-            questions=_judges(dialogue, moment, seen, related, world.config.rollout.questions_per_decision),
+            questions=_judges(dialogue, moment, related, config.rollout.questions_per_decision),
+            oracle=tuple(moment.ops) if policy == "oracle" else None,
         )
-        kind = "+".join(str(op.event) for op in moment.ops)
-        tasks.append(
-            TrainTask(task, _decision_demonstration(moment, related, world) if policy == "oracle" else None, kind)
-        )
+        tasks.append(task)
     return tasks
 
 
 def _judges(
-    dialogue: Dialogue, moment: Moment, seen: set[str], related: Sequence[MemoryEntry], number: int
+    dialogue: Dialogue, moment: Moment, related: Sequence[MemoryEntry], number: int
 ) -> tuple[LinkedQuestion, ...]:
-    """Up to `number` questions that judge a decision, asked right after it.
+    """Up to `number` questions that judge a decision, asked right after it; only those whose earlier evidence is in the
+    bank, since of the others no decision can make the answer right.
 
     An operation can add what the turn says, or hit an entry in sight, so there is first a question about the turn,
     then one about each entry in sight, then whatever else bears on the turn. An entry that no question watches could
@@ -125,11 +163,12 @@ def _judges(
     """
     now = moment.turn.id
     scorable = [q for q in dialogue.questions if (q.answer or "").strip()]
+    within_reach = [q for q in scorable if set(q.evidence) <= moment.behind | {now}]
     if any(q.asked_after for q in scorable):
-        open_now = [q for q in scorable if q.asked_after == now]
+        open_now = [q for q in within_reach if q.asked_after == now]
         bearing = open_now
     else:
-        open_now = [q for q in scorable if q.evidence and set(q.evidence) <= seen]
+        open_now = [q for q in within_reach if q.evidence]
         bearing = [q for q in open_now if now in q.evidence]
     if not bearing:
         return ()
@@ -164,13 +203,3 @@ def _hangs_on(question: Question, source: str, others: Sequence[str]) -> bool:
     session can be, or a person who is mentioned elsewhere."""
     gold = re.compile(rf"(?<!\w){re.escape(str(question.answer))}(?!\w)", re.IGNORECASE)
     return bool(gold.search(source)) and not any(gold.search(other) for other in others)
-
-
-def _decision_demonstration(moment: Moment, related: Sequence[MemoryEntry], world: World) -> TrainSequence | None:
-    prompt = world.agents.manager.prompt(moment.facts, displayed_date(iso(moment.session)), related)
-    text = world.agents.manager.demonstration(moment.ops, prompt)
-    return None if text is None else _demonstration(prompt.ids, world.agents.codec.encode_completion(text))
-
-
-def _demonstration(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...]) -> TrainSequence:
-    return TrainSequence(prompt_ids, completion_ids, (True,) * len(completion_ids))

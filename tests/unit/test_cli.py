@@ -30,7 +30,7 @@ HEAVY = (
 )
 COMMANDS = [
     *(["train"], ["eval"], ["report"], ["view"], ["config"], ["models"], ["data"], ["bank"]),
-    *(["models", "list"], ["models", "fetch"], ["models", "verify"], ["data", "show"]),
+    *(["models", "list"], ["models", "fetch"], ["models", "verify"], ["data", "show"], ["data", "build"]),
 ]
 CONFIG = """
 backend: local

@@ -411,8 +411,6 @@ def test_the_oracle_cannot_be_asked_where_the_data_have_none() -> None:
     known = dialogue(turn(1, "Ana has a dog", oracle=OracleOp("ADD", "Ana has a dog")))
     with pytest.raises(MemR1Error, match="agents.extractor=gold"):
         ingest_without_model(known, make_world("agents.extractor=utterance"), "oracle")
-    with pytest.raises(MemR1Error, match="agents.extractor=llm needs a manager model"):
-        ingest_without_model(known, make_world("agents.extractor=llm"), "add-everything")
 
 
 def test_an_oracle_whose_target_is_gone_is_a_fault_of_the_data() -> None:
@@ -444,24 +442,6 @@ def test_rejected_operations_are_counted_apart() -> None:
     (done,) = drive([ingest_with_manager(told, make_world(), Speaker("manager"))], engine)
     assert not isinstance(done, Failure)
     assert (done.rejected, done.operations, len(done.bank)) == (2, {}, 0)
-
-
-def test_a_model_extracts_facts_with_the_base_weights_before_the_manager_decides() -> None:
-    told = dialogue(turn(1, "We moved to Rome", speaker="Ben"), turn(2))
-
-    def script(prompt: str, request: GenerationRequest) -> str:
-        if request.policy == "base":
-            return "- Ben lives in Rome\n- Ana lives in Rome" if "moved" in prompt else "none"
-        facts = [line.split(": ", 1)[1] for line in prompt.splitlines() if line.startswith("New fact: ")]
-        return "\n".join("ADD " + fact for fact in facts)
-
-    engine = ScriptedEngine(lambda p, r: script(p.replace("<|im_end|>", "\n"), r))
-    world = make_world("agents.extractor=llm", "rollout.manager_max_new_tokens=60")
-    (done,) = drive([ingest_with_manager(told, world, Speaker("manager"))], engine)
-    assert not isinstance(done, Failure)
-    assert [e.text for e in done.bank.entries()] == ["Ben lives in Rome", "Ana lives in Rome"]
-    assert [r.policy for batch in engine.batches for r in batch] == ["base", "manager", "base"]
-    assert done.decisions == 1
 
 
 def test_raw_turns_are_entries_with_their_turn_as_evidence() -> None:

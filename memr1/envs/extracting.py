@@ -1,0 +1,77 @@
+"""Dialogues made ready: what of them is seen, and the facts that the language model extracts, kept in files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memr1.agents.extractor import extraction_prompt, read_facts
+from memr1.agents.roles import Prompt
+from memr1.data.types import Dialogue, Fact, Turn, without_captions
+from memr1.envs.cache import Cache
+from memr1.envs.episode import Episode, Failure, Speaker, World, drive, request
+from memr1.envs.ingesting import EXTRACTED
+from memr1.models.registry import weights_identity
+from memr1.rollout.engine import Engine
+
+
+def prepared(dialogues: Sequence[Dialogue], world: World, engine: Engine) -> list[Dialogue]:
+    """The dialogues as the configuration wants them: without captions unless `data.captions`, and with `llm` as
+    `agents.extractor` with the facts that the base model extracts.
+
+    What the same weights were asked before about the same turns, in the same words, is read from `data.cache`.
+    """
+    config = world.config
+    if not config.data.captions:
+        dialogues = [without_captions(d) for d in dialogues]
+    if config.agents.extractor != "llm":
+        return list(dialogues)
+    cache = Cache(config.cache_dir)
+    settings = {
+        "model": weights_identity(config.model.name),
+        "dtype": config.model.dtype,
+        "max_new_tokens": config.rollout.extractor_max_new_tokens,
+    }
+    done: dict[str, Dialogue] = {}
+    asked: dict[str, str] = {}  # dialogue id -> digest of its prompts: tokenizer, wording, dates and captions are in it
+    for dialogue in dialogues:
+        ids = [p.ids for _, p in _prompts(dialogue, world)]
+        asked[dialogue.id] = hashlib.sha256(repr(ids).encode()).hexdigest()
+        kept = cache.read("facts", dialogue.id, settings, asked[dialogue.id])
+        if kept is not None:
+            done[dialogue.id] = _filled(dialogue, {k.take("turn", str): list(k.texts("facts")) for k in kept})
+    missing = [d for d in dialogues if d.id not in done]
+    for dialogue, found in zip(missing, drive([extract(d, world) for d in missing], engine), strict=True):
+        if isinstance(found, Failure):
+            raise found.error
+        items = [{"turn": turn_id, "facts": facts} for turn_id, facts in found.items()]
+        cache.write("facts", dialogue.id, settings, asked[dialogue.id], items)
+        done[dialogue.id] = _filled(dialogue, found)
+    return [done[d.id] for d in dialogues]
+
+
+def extract(dialogue: Dialogue, world: World) -> Episode[dict[str, list[str]]]:
+    """Facts by turn id, as the base model gives them for each turn by itself."""
+    prompts = _prompts(dialogue, world)
+    limit = world.config.rollout.extractor_max_new_tokens
+    completions = yield [request(prompt, Speaker("base"), limit, seed=0) for _, prompt in prompts]
+    texts = [world.agents.codec.decode(c.ids) for c in completions]
+    return {turn.id: read_facts(text) for (turn, _), text in zip(prompts, texts, strict=True)}
+
+
+def _prompts(dialogue: Dialogue, world: World) -> list[tuple[Turn, Prompt]]:
+    dates = world.config.agents.extractor_dates
+    return [
+        (turn, extraction_prompt(world.agents, turn, session if dates else None))
+        for session, turn in dialogue.turns()
+        if turn.shown_text.strip()
+    ]
+
+
+def _filled(dialogue: Dialogue, facts: dict[str, list[str]]) -> Dialogue:
+    sessions = tuple(
+        replace(s, turns=tuple(replace(t, facts=tuple(Fact(f) for f in facts.get(t.id, ()))) for t in s.turns))
+        for s in dialogue.sessions
+    )
+    return replace(dialogue, sessions=sessions, metadata={**dialogue.metadata, "facts": EXTRACTED})
