@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,8 @@ class RolloutConfig:
     prompts_per_step: int = 8
     """Distinct tasks played in one training step; each is played `group_size` times."""
     group_size: int = 8
-    """Rollouts per task that share a snapshot; GRPO compares them with one another. 4 to 16, at least 2."""
+    """Rollouts per task that share a snapshot; GRPO compares them with one another. 4 to 16, at least 2
+    for GRPO."""
     questions_per_decision: int = 6
     """Questions that judge one decision of the manager: on the turn first, then one on each old entry in sight, which a
     wrong operation would hit. With fewer than 1 + `memory.manager_top_k`, some entries are not watched."""
@@ -127,12 +129,32 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class CriticConfig:
+    """The value function of a `ppo` stage (arXiv 1707.06347). Every stage makes one of its own."""
+
+    backbone: str = "own"
+    """What the value head reads. `own`: an adapter of the critic's own, or with `model.weights: full` a model of its
+    own; it begins as the policy does. `policy`: the hidden states of the policy, and no gradient goes back into them:
+    it costs next to nothing, and can only weigh what the policy tells apart anyway."""
+    learning_rate: float = 5e-4
+    """Constant learning rate of the critic. With a model of its own about 1e-5."""
+    warmup_steps: int = 2
+    """Steps at the beginning of the stage in which the critic alone is updated."""
+    clip: float = 0.2
+    """How far values may move from those before the update before the value loss stops rewarding it; 0 is off."""
+    discount: float = 1.0
+    """Discount of rewards per token (gamma of arXiv 1506.02438)."""
+    gae_lambda: float = 1.0
+    """Lambda of the generalised advantage estimate: 1 trusts outcomes alone, lower values trust the critic."""
+
+
+@dataclass(frozen=True)
 class AlgoConfig:
-    """GRPO (arXiv 2402.03300) and its options."""
+    """What the `grpo` (arXiv 2402.03300) and `ppo` (arXiv 1707.06347) objectives optimise."""
 
     advantage: str = "grpo"
-    """`grpo` divides rewards less their group's mean by the group's standard deviation; `dr-grpo` does not (arXiv
-    2503.20783); `rloo` compares each with the mean of the others (arXiv 2402.14740)."""
+    """For `grpo` stages. `grpo` divides rewards less their group's mean by the group's standard deviation; `dr-grpo`
+    does not (arXiv 2503.20783); `rloo` compares each with the mean of the others (arXiv 2402.14740)."""
     clip_low: float = 0.2
     """Lower clip of the probability ratio."""
     clip_high: float = 0.2
@@ -143,11 +165,16 @@ class AlgoConfig:
     """`token`, or `sequence` for GSPO's ratio of whole sequences (arXiv 2507.18071). That one needs
     `aggregation: sequence-mean` and far narrower clips, such as 3e-4 and 4e-4."""
     kl_coef: float = 0.0
-    """Weight of the k3 KL to the reference in the loss; 0 skips the reference model. 0.001 is usual."""
+    """Weight of the KL to the reference; 0 skips the reference model. 0.001 is usual."""
+    kl_in: str = "loss"
+    """`loss` adds the k3 estimate to the loss; `reward` takes the k1 estimate off the reward of each token, for `ppo`
+    stages only."""
     importance_cap: float = 2.0
     """Cap C of the truncated importance weight min(pi_train / pi_rollout, C); 0 switches the correction off."""
     aggregation: str = "token-mean"
     """`token-mean` over the whole optimizer step and all ranks, or `sequence-mean`."""
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    """For `ppo` stages."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +208,8 @@ class StageConfig:
     role: str = "answerer"
     """`answerer` or `manager`; the other role is frozen meanwhile."""
     objective: str = "grpo"
-    """`sft` clones oracle traces (Memory-SFT); `grpo` learns from outcomes."""
+    """`sft` clones oracle traces (Memory-SFT). `grpo` learns from outcomes, compared within a group; `ppo` from
+    outcomes, compared with what a critic expected."""
     steps: int = 20
     """Optimizer steps."""
     learning_rate: float = 2e-4
@@ -194,10 +222,10 @@ class StageConfig:
     """Passes over the batch of a step, each one optimizer step (the mu of arXiv 2402.03300, algorithm 1). Above 1 the
     clipped ratio keeps the policy near the one that sampled; worth it where rollouts cost far more than updates."""
     group_size: int = 0
-    """Rollouts per task in a `grpo` stage; 0 takes `rollout.group_size`. The manager's decisions are short, and equal
-    ones are judged once, so that larger groups cost it little."""
+    """Rollouts per task; 0 takes `rollout.group_size`. The manager's decisions are short, and equal ones are judged
+    once, so that larger groups cost it little. 1 is right for `ppo`."""
     examples_per_step: int = 8
-    """Demonstrations in one step of an `sft` stage; `grpo` uses `rollout.prompts_per_step`."""
+    """Demonstrations in one step of an `sft` stage; the others use `rollout.prompts_per_step`."""
     bank: str = "oracle"
     """Whose bank the answerer is trained on: `oracle`, `manager` (the manager as it is now), or `add-everything`."""
     reward: str = "em_set"
@@ -292,8 +320,10 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algo.advantage": ("grpo", "dr-grpo", "rloo"),
     "algo.ratio": ("token", "sequence"),
     "algo.aggregation": ("token-mean", "sequence-mean"),
+    "algo.kl_in": ("loss", "reward"),
+    "critic.backbone": ("own", "policy"),
     "stages.role": ("answerer", "manager"),
-    "stages.objective": ("sft", "grpo"),
+    "stages.objective": ("sft", "grpo", "ppo"),
     "stages.schedule": ("constant", "linear", "cosine"),
     "stages.bank": ("oracle", "manager", "add-everything"),
     "stages.reward": ("em_strict", "em_squad", "em_set", "f1", "bleu1"),
@@ -459,14 +489,16 @@ def validate(config: Config, source: str = "config") -> None:
         need(stage.learning_rate > 0, f"stages.{i}.learning_rate", f"must be above 0, is {stage.learning_rate}")
         need(stage.examples_per_step >= 1, f"stages.{i}.examples_per_step", "must be at least 1")
         need(stage.epochs >= 1, f"stages.{i}.epochs", f"must be at least 1, is {stage.epochs}")
+    _validate_algo(config, need)
     for name in config.evaluation.systems:
         try:
             get_system(name)
         except MemR1Error as error:
             raise MemR1Error(f"{source}: {error}") from None
     r = config.rollout
+    compares = not config.stages or any(s.objective == "grpo" and s.group_size == 0 for s in config.stages)
     need(
-        r.group_size >= 2,
+        r.group_size >= (2 if compares else 1),
         "rollout.group_size",
         f"must be at least 2, is {r.group_size}: GRPO compares a rollout with others of its group",
     )
@@ -492,29 +524,54 @@ def validate(config: Config, source: str = "config") -> None:
     for i, stage in enumerate(config.stages):
         need(stage.warmup_steps >= 0, f"stages.{i}.warmup_steps", f"must be at least 0, is {stage.warmup_steps}")
         need(
-            stage.group_size == 0 or stage.group_size >= 2,
+            stage.group_size == 0 or stage.group_size >= (2 if stage.objective == "grpo" else 1),
             f"stages.{i}.group_size",
             f"must be 0 or at least 2, is {stage.group_size}",
         )
     need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
     need(0 <= config.memory.pressure < 1, "memory.pressure", f"must be in [0, 1), is {config.memory.pressure}")
-    need(0 <= config.algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {config.algo.clip_low}")
-    for name in ("clip_high", "kl_coef", "importance_cap"):
-        value = getattr(config.algo, name)
-        need(value >= 0, f"algo.{name}", f"must be at least 0, is {value}")
-    need(
-        config.algo.dual_clip == 0 or config.algo.dual_clip > 1,
-        "algo.dual_clip",
-        f"must be 0 or above 1, is {config.algo.dual_clip}",
-    )
-    need(
-        config.algo.ratio == "token" or config.algo.aggregation == "sequence-mean",
-        "algo.ratio",
-        "sequence needs algo.aggregation=sequence-mean: GSPO gives every sequence one weight",
-    )
     need(
         config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}"
     )
+
+
+def _validate_algo(config: Config, need: Callable[[bool, str, str], None]) -> None:
+    """The part of `validate` that concerns objectives and their settings."""
+    algo, critic = config.algo, config.algo.critic
+    need(0 <= algo.clip_low < 1, "algo.clip_low", f"must be in [0, 1), is {algo.clip_low}")
+    for name in ("clip_high", "kl_coef", "importance_cap"):
+        value = getattr(algo, name)
+        need(value >= 0, f"algo.{name}", f"must be at least 0, is {value}")
+    need(algo.dual_clip == 0 or algo.dual_clip > 1, "algo.dual_clip", f"must be 0 or above 1, is {algo.dual_clip}")
+    need(
+        algo.ratio == "token" or algo.aggregation == "sequence-mean",
+        "algo.ratio",
+        "sequence needs algo.aggregation=sequence-mean: GSPO gives every sequence one weight",
+    )
+    need(critic.learning_rate > 0, "algo.critic.learning_rate", f"must be above 0, is {critic.learning_rate}")
+    need(critic.warmup_steps >= 0, "algo.critic.warmup_steps", f"must be at least 0, is {critic.warmup_steps}")
+    need(critic.clip >= 0, "algo.critic.clip", f"must be at least 0, is {critic.clip}")
+    for name in ("discount", "gae_lambda"):
+        value = getattr(critic, name)
+        need(0 <= value <= 1, f"algo.critic.{name}", f"must be in [0, 1], is {value}")
+    for i, stage in enumerate(config.stages):
+        if stage.objective == "ppo":
+            need(
+                critic.warmup_steps < stage.steps,
+                "algo.critic.warmup_steps",
+                f"is {critic.warmup_steps} and stages.{i}.steps is {stage.steps}: the policy would never be updated",
+            )
+            need(
+                algo.ratio == "token",
+                "algo.ratio",
+                f"sequence does not go with the ppo of stages.{i}: a critic gives every token its own advantage",
+            )
+        elif stage.objective != "sft":
+            need(
+                algo.kl_in == "loss",
+                "algo.kl_in",
+                f"reward goes with ppo only, and stages.{i} is {stage.objective}; set it to loss",
+            )
 
 
 def to_yaml(config: Config) -> str:

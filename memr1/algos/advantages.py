@@ -1,4 +1,4 @@
-"""Advantage estimators: from rewards of trajectories to one scalar per trajectory."""
+"""Advantage estimators: from rewards to a scalar per trajectory, or with a critic to a value per token."""
 
 from __future__ import annotations
 
@@ -58,3 +58,60 @@ def zero_variance_groups(rewards: Tensor, group_ids: Tensor, *, min_range: float
         r = rewards[members]
         out[members] = bool((r.max() - r.min()) <= min_range)
     return out
+
+
+def gae(
+    rewards: Tensor, values: Tensor, sequence_ids: Tensor, *, discount: float = 1.0, gae_lambda: float = 1.0
+) -> Tensor:
+    """Generalised advantage estimate (arXiv 1506.02438, eq. 16) over the trained tokens of several sequences.
+
+    rewards: (num_tokens,) what each token earned. values: (num_tokens,) what the critic expected before each token.
+    sequence_ids: (num_tokens,) which sequence a token belongs to; tokens of a sequence are adjacent and in order.
+    Only trained tokens are given: what the environment wrote in between is no action, takes no discount and does not
+    interrupt the sum. Each sequence ends with its last token. Returns (num_tokens,).
+    """
+    lengths = torch.bincount(sequence_ids)
+    place = torch.arange(len(sequence_ids), device=sequence_ids.device) - (lengths.cumsum(0) - lengths)[sequence_ids]
+    width = int(lengths.max()) if len(sequence_ids) else 0
+
+    def by_sequence(x: Tensor) -> Tensor:
+        grid = x.new_zeros(len(lengths), width + 1)  # behind the end nothing is earned and nothing expected
+        grid[sequence_ids, place] = x
+        return grid
+
+    earned, expected = by_sequence(rewards), by_sequence(values)
+    advantages = torch.zeros_like(expected)
+    for t in reversed(range(width)):
+        surprise = earned[:, t] + discount * expected[:, t + 1] - expected[:, t]
+        advantages[:, t] = surprise + discount * gae_lambda * advantages[:, t + 1]
+    return advantages[sequence_ids, place]
+
+
+def moments(values: Tensor) -> Tensor:
+    """(3,) float64: how many values, their sum, the sum of their squares. Those of parts add up to those of all."""
+    x = values.double()
+    return torch.stack([torch.tensor(float(x.numel()), dtype=x.dtype, device=x.device), x.sum(), (x * x).sum()])
+
+
+def variance(of: Tensor) -> Tensor:
+    """() unbiased variance of what has the moments `of`; 0 for fewer than two values."""
+    count, total, squares = of
+    return ((squares - total * total / count.clamp(min=1)) / (count - 1).clamp(min=1)).clamp(min=0)
+
+
+def whiten(advantages: Tensor, of_all: Tensor, *, min_std: float = 1e-6) -> Tensor:
+    """Advantages shifted and scaled to mean 0 and deviation 1 over all tokens of the optimizer step; (num_tokens,).
+
+    of_all: `moments` of the advantages of all trained tokens, over all micro-batches and ranks. Where they all but
+    agree (a deviation of at most `min_std`) they are shifted only: scaling would blow rounding up to a signal.
+    """
+    std = variance(of_all).sqrt()
+    mean = of_all[1] / of_all[0].clamp(min=1)
+    scale = 1 / std if std > min_std else torch.ones_like(std)
+    return ((advantages.double() - mean) * scale).to(advantages.dtype)
+
+
+def explained_variance(errors: Tensor, returns: Tensor) -> float:
+    """1 - Var(return - value) / Var(return), from `moments` of both; NaN where all returns are equal."""
+    total = float(variance(returns))
+    return 1 - float(variance(errors)) / total if total > 1e-12 else float("nan")

@@ -95,6 +95,26 @@ def k3_kl(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     return r.exp() - 1 - r
 
 
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, *, clip: float = 0.2
+) -> PolicyLoss:
+    """Clipped squared error of a critic: 1/2 max((V - R)^2, (V_old + clip(V - V_old, +-clip) - R)^2).
+
+    The clip is the one of PPO's own code, as arXiv 2005.12729 describes it. All tensors are
+    (num_tokens,). values: with gradient. old_values: before the first optimizer step on the batch. returns: what the
+    values should have been. weights: as in `grpo_loss`. clip: 0 is off.
+    """
+    trains = (weights > 0).to(values.dtype)
+    error = (values - returns).square()
+    stats = {"tokens": trains.sum()}
+    if clip > 0:
+        moved = (values - old_values).clamp(-clip, clip)
+        bounded = (old_values + moved - returns).square()
+        stats["value_clip_fraction"] = ((bounded > error).to(values.dtype) * trains).sum()
+        error = torch.maximum(error, bounded)
+    return PolicyLoss((weights * 0.5 * error).sum(), {k: v.detach() for k, v in stats.items()})
+
+
 def sft_loss(logprobs: Tensor, weights: Tensor) -> PolicyLoss:
     """Negative log-likelihood of demonstrations. Shapes (num_tokens,); weights as in `grpo_loss`."""
     trains = (weights > 0).to(logprobs.dtype)

@@ -7,35 +7,28 @@ made for a stage and owns that stage's optimizer.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from memr1.config import Config
 from memr1.errors import MemR1Error
+from memr1.learner.engine import Rendezvous, gradient_norm, join, make_engine, set_learning_rate
 from memr1.learner.packing import MicroBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from memr1.learner.critic import Critic, Lesson
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "reference"
 """Name of the frozen policy that the KL is measured against: a copy of the role's weights as the stage began."""
-
-
-@dataclass(frozen=True)
-class Rendezvous:
-    """Where the ranks of a learner group meet."""
-
-    rank: int = 0
-    world_size: int = 1
-    address: str = "127.0.0.1"
-    port: int = 0
-    """0 lets a single rank choose a free port."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +42,8 @@ class UpdateSettings:
     temperature: float
     epochs: int = 1
     """Passes over the micro-batches, each one optimizer step."""
+    critic_only: bool = False
+    """With `ppo`: update the critic and leave the policy as it is."""
 
 
 class DeepSpeedLearner:
@@ -65,9 +60,7 @@ class DeepSpeedLearner:
         self.rank = rendezvous.rank
         self.world_size = rendezvous.world_size
         self.device = pick_device(config.model.device)
-        _join(rendezvous, self.device, config.learner.collective_timeout_s)
-        import deepspeed
-
+        join(rendezvous, self.device, config.learner.collective_timeout_s)
         from memr1.learner.scoring import CompletionScorer, shared_prefixes_are_exact
         from memr1.models.adapters import PolicyModel
 
@@ -93,51 +86,13 @@ class DeepSpeedLearner:
         if config.learner.share_prefixes and not self.shares_prefixes:
             logger.warning("%s: shared prompts are computed once per completion, see above", config.model.name)
         trainable = list(self.policies.trainable_parameters(role).values())
-        self.engine, *_ = deepspeed.initialize(
-            model=self.scorer, model_parameters=trainable, config=self._deepspeed_config()
-        )
-        self._record_gradient_norm()
-        _limit_collectives(config.learner.collective_timeout_s)
-
-    def _deepspeed_config(self) -> dict[str, Any]:
-        learner = self.config.learner
-        full_bf16 = self.config.model.weights == "full" and self._low_precision()
-        return {
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            # `step()` is then exactly one optimizer step over however many backward passes came before it
-            "managed_gradient_accumulation": False,
-            "optimizer": {
-                "type": "AdamW",
-                "params": {
-                    "lr": 0.0,
-                    "betas": list(learner.betas),
-                    "eps": 1e-8,
-                    "weight_decay": learner.weight_decay,
-                    "torch_adam": True,
-                },
-            },
-            "zero_optimization": {"stage": learner.zero_stage},
-            "gradient_clipping": learner.max_grad_norm,
-            "bf16": {"enabled": full_bf16},
-            "steps_per_print": 10**9,
-        }
+        self.engine = make_engine(self.scorer, trainable, config.learner)
+        self._critic: Critic | None = None  # made when a stage turns out to need it
 
     def _low_precision(self) -> bool:
         import torch
 
         return next(self.scorer.parameters()).dtype != torch.float32
-
-    def _record_gradient_norm(self) -> None:
-        """At ZeRO 0 in fp32 DeepSpeed clips but forgets the norm; keep it where its own getter looks."""
-        import torch
-
-        def clip() -> None:
-            parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.clip_grad_norm_(parameters, self.config.learner.max_grad_norm)
-            self.engine._global_grad_norm = float(norm)
-
-        self.engine.clip_fp32_gradients = clip
 
     def supports_shared_prefixes(self) -> bool:
         """Whether packed prompts give this model the same result as separate ones; probed at the start."""
@@ -149,54 +104,124 @@ class DeepSpeedLearner:
         They are those of the first pass, but for `approx_kl` and `clip_fraction`: only later passes move away from the
         policy that sampled. See `memr1.training.metrics`.
         """
-        for group in self.engine.optimizer.param_groups:
-            group["lr"] = settings.learning_rate
-        old: list[Any] = [None] * len(microbatches)  # log-probabilities before the first step, by micro-batch
-        totals = self._optimizer_step(microbatches, settings, old)
-        for _ in range(1, settings.epochs):
-            last = self._optimizer_step(microbatches, settings, old)
+        import torch
+
+        set_learning_rate(self.engine, settings.learning_rate)
+        # log-probabilities before the first step, by micro-batch
+        old: list[Tensor | None] = [None] * len(microbatches)
+        advantages = [torch.from_numpy(b.advantages).to(self.device) for b in microbatches]
+        judged: dict[str, float] = {}
+        if settings.objective == "ppo":
+            old, lessons, judged = self._judge(microbatches, settings)
+            advantages = [lesson.advantages for lesson in lessons]
+            weights = [self._token_weights(b, settings) for b in microbatches]
+            judged |= self.critic.update(lessons, weights, settings.epochs)
+        totals = self._optimizer_step(microbatches, settings, old, advantages) | judged
+        for _ in range(1, 1 if settings.critic_only else settings.epochs):
+            last = self._optimizer_step(microbatches, settings, old, advantages)
             totals |= {name: last[name] for name in ("approx_kl", "clip_fraction") if name in last}
         return totals
 
+    @property
+    def critic(self) -> Critic:
+        """The stage's critic, which begins with the role's weights as they are when it is first asked for."""
+        from memr1.learner.critic import Critic
+
+        if self._critic is None:
+            with self._gathered(self.role):
+                weights = self.policies.weights(self.role)
+            self._critic = Critic(self.config, self.role, self.policies, self.scorer, weights)
+        return self._critic
+
+    def _judge(
+        self, microbatches: Sequence[MicroBatch], settings: UpdateSettings
+    ) -> tuple[list[Tensor | None], list[Lesson], dict[str, float]]:
+        """Log-probabilities, lessons and statistics of a batch before anything is updated."""
+        import torch
+
+        from memr1.learner.scoring import to_tensors
+
+        algo, critic = self.config.algo, self.critic
+        old: list[Tensor | None] = []
+        inputs, rewards, sequence_ids, stats = [], [], [], {}
+        penalty = 0.0
+        for batch in microbatches:
+            tokens = to_tensors(batch, self.device)
+            targets = tokens.pop("targets")
+            earned = torch.from_numpy(batch.rewards).to(self.device)
+            logprobs, features = self.scorer.logprobs_and_features(targets, settings.temperature, **tokens)
+            if algo.kl_in == "reward" and algo.kl_coef > 0:
+                reference = self._reference_logprobs({**tokens, "targets": targets}, settings.temperature)
+                earned = earned - algo.kl_coef * (logprobs - reference)
+                penalty += float((logprobs - reference).sum())
+                stats["reference_kl"] = penalty
+            old.append(logprobs)
+            inputs.append({"features": features} if critic.reads_policy else tokens)
+            rewards.append(earned)
+            sequence_ids.append(torch.from_numpy(batch.sequence_ids).to(self.device))
+        lessons, judged = critic.judge(inputs, rewards, sequence_ids)
+        return old, lessons, stats | judged
+
     def _optimizer_step(
-        self, microbatches: Sequence[MicroBatch], settings: UpdateSettings, old: list[Any]
+        self,
+        microbatches: Sequence[MicroBatch],
+        settings: UpdateSettings,
+        old: list[Tensor | None],
+        advantages: Sequence[Tensor],
     ) -> dict[str, float]:
-        """One pass over the batch and one optimizer step. Fills in what is None in `old`."""
+        """One pass over the batch and one optimizer step; none with `critic_only`. Fills in what is None in `old`."""
+        import torch
+
         totals: dict[str, float] = {"max_low_precision": float(self._low_precision())}
         for i, batch in enumerate(microbatches):
-            loss, stats, old[i] = self._loss(batch, settings, old[i])
-            # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
-            self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+            with torch.set_grad_enabled(not settings.critic_only):
+                loss, stats, old[i] = self._loss(batch, settings, old[i], advantages[i])
+            if not settings.critic_only:
+                # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
+                self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
             stats["loss"] = float(loss.detach())
             for name, value in stats.items():
                 reduce = max if name.startswith("max_") else float.__add__
                 totals[name] = reduce(totals[name], value) if name in totals else value
+        if settings.critic_only:
+            return totals | {"grad_norm": 0.0}
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        totals["grad_norm"] = float(norm) if norm is not None else float("nan")
-        return totals
+        return totals | {"grad_norm": gradient_norm(self.engine)}
 
-    def _loss(self, batch: MicroBatch, settings: UpdateSettings, old: Any) -> tuple[Any, dict[str, float], Any]:
+    def _by_token(self, settings: UpdateSettings) -> bool:
+        return self.config.algo.aggregation == "token-mean" or settings.objective == "sft"
+
+    def _token_weights(self, batch: MicroBatch, settings: UpdateSettings) -> Tensor:
+        """(n,) what each token counts in the loss of the whole optimizer step."""
+        import torch
+
+        from memr1.algos.losses import token_weights
+
+        by_token = self._by_token(settings)
+        return token_weights(
+            torch.from_numpy(batch.sequence_ids).to(self.device),
+            aggregation="token-mean" if by_token else self.config.algo.aggregation,
+            denominator=settings.trained_tokens if by_token else settings.trained_sequences,
+        )
+
+    def _loss(
+        self, batch: MicroBatch, settings: UpdateSettings, old: Tensor | None, advantages: Tensor
+    ) -> tuple[Tensor, dict[str, float], Tensor | None]:
         """Loss, statistics, and the log-probabilities before the first optimizer step: `old`, or now where None."""
         import torch
 
-        from memr1.algos.losses import grpo_loss, sft_loss, token_weights
+        from memr1.algos.losses import grpo_loss, sft_loss
         from memr1.learner.scoring import to_tensors
 
         algo = self.config.algo
         inputs = to_tensors(batch, self.device)
         logprobs, entropy = self.engine(**inputs, temperature=settings.temperature)
-        sequence_ids = torch.from_numpy(batch.sequence_ids).to(self.device)
-        by_token = algo.aggregation == "token-mean" or settings.objective == "sft"
-        denominator = settings.trained_tokens if by_token else settings.trained_sequences
         # also for a filler micro-batch: under ZeRO-3 every forward pass is a collective
-        needs_reference = algo.kl_coef > 0 and settings.objective != "sft"
+        needs_reference = algo.kl_coef > 0 and algo.kl_in == "loss" and settings.objective != "sft"
         reference = self._reference_logprobs(inputs, settings.temperature) if needs_reference else None
         if len(batch.targets) == 0:
             return logprobs.sum() * 0.0, {}, old
-        weights = token_weights(
-            sequence_ids, aggregation="token-mean" if by_token else algo.aggregation, denominator=denominator
-        )
+        weights = self._token_weights(batch, settings)
         old = logprobs.detach() if old is None else old
         stats = {"entropy": float(entropy.sum())}
         if settings.objective == "sft":
@@ -205,7 +230,6 @@ class DeepSpeedLearner:
             rollout = (
                 torch.from_numpy(batch.rollout_logprobs).to(self.device) if batch.rollout_logprobs is not None else None
             )
-            advantages = torch.from_numpy(batch.advantages).to(self.device)
             # in the first pass the ratio is 1 and its gradient is the policy gradient; the clip bounds later ones
             result = grpo_loss(
                 logprobs,
@@ -219,7 +243,7 @@ class DeepSpeedLearner:
                 kl_coef=algo.kl_coef,
                 importance_cap=algo.importance_cap,
                 dual_clip=algo.dual_clip,
-                sequence_ids=sequence_ids if algo.ratio == "sequence" else None,
+                sequence_ids=torch.from_numpy(batch.sequence_ids).to(self.device) if algo.ratio == "sequence" else None,
             )
             if rollout is not None:
                 drift = (old - rollout).abs()
@@ -256,9 +280,12 @@ class DeepSpeedLearner:
     def save(self, folder: str) -> None:
         """Write the optimizer and the trainable weights, sharded over ranks, with DeepSpeed's own format.
 
-        The reference goes along: it is the policy as the stage began, which a resumed run cannot know otherwise.
+        A critic goes along, and so does the reference: it is the policy as the stage began, which a resumed run cannot
+        know otherwise.
         """
         self.engine.save_checkpoint(folder, tag="learner", exclude_frozen_parameters=True)
+        if self._critic is not None:
+            self._critic.save(folder)
         if self.config.algo.kl_coef > 0:
             with self._gathered(REFERENCE):
                 if self.rank == 0:
@@ -271,52 +298,15 @@ class DeepSpeedLearner:
         path, _ = self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
         if path is None:
             raise MemR1Error(f"{folder}: DeepSpeed found its files incomplete there; resume from another checkpoint")
+        if (Path(folder) / "critic").is_dir():
+            self.critic.restore(folder)
         if self.config.algo.kl_coef > 0:
             with self._gathered(REFERENCE, write=True):
                 self.policies.load(REFERENCE, Path(folder) / REFERENCE)
 
     def close(self) -> None:
         """Free the engine, so that another stage's can be made in this process."""
+        if self._critic is not None:
+            self._critic.close()
         self.engine.destroy()
         self._contexts.close()
-
-
-def _join(rendezvous: Rendezvous, device: Any, timeout_s: float) -> None:
-    """Set what torch.distributed and DeepSpeed read from the environment, and meet the other ranks."""
-    import socket
-
-    port = rendezvous.port
-    if port == 0:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-    os.environ.update(
-        MASTER_ADDR=rendezvous.address,
-        MASTER_PORT=str(port),
-        RANK=str(rendezvous.rank),
-        WORLD_SIZE=str(rendezvous.world_size),
-        # Ray shows an actor its own devices only, so the local rank is always 0
-        LOCAL_RANK="0",
-    )
-    on_gpu = device.type == "cuda"
-    if not on_gpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    import torch.distributed
-
-    if not torch.distributed.is_initialized():
-        import deepspeed
-
-        # shared-memory collectives for ranks on one CPU machine: they need a C++ compiler and a minute to build, and
-        # gloo does without them
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.init_distributed(
-            dist_backend="nccl" if on_gpu else "gloo", timeout=timedelta(seconds=timeout_s), verbose=False
-        )
-
-
-def _limit_collectives(timeout_s: float) -> None:
-    """Give every process group the timeout: those that DeepSpeed makes for itself get torch's 30 minutes."""
-    from torch.distributed import distributed_c10d
-
-    for group in list(distributed_c10d._world.pg_map):
-        distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)

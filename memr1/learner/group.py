@@ -8,7 +8,8 @@ from typing import Protocol
 import numpy as np
 
 from memr1.config import Config
-from memr1.learner.deepspeed_learner import DeepSpeedLearner, Rendezvous, UpdateSettings
+from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
+from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
 
 

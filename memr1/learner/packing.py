@@ -25,9 +25,11 @@ class TrainSequence:
     completion_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...]
     advantage: float = 1.0
-    """Scalar advantage of the trajectory; unused by supervised losses."""
+    """Scalar advantage of the trajectory; unused by supervised losses and where a critic estimates it."""
     rollout_logprobs: tuple[float, ...] | None = None
     """As sampled by the engine; None for demonstrations."""
+    reward: float = 0.0
+    """Reward of the trajectory, for a critic: it is earned with the last trained token."""
 
     def __post_init__(self) -> None:
         # arrays of a micro-batch are concatenations: one wrong length would shift every sequence behind it
@@ -39,8 +41,8 @@ class TrainSequence:
                 f"completion_ids, loss_mask and rollout_logprobs must have one length; got {n}, {len(self.loss_mask)}, "
                 f"{None if logprobs is None else len(logprobs)}"
             )
-        if not math.isfinite(self.advantage):
-            raise ValueError(f"advantage must be finite, is {self.advantage}")
+        if not (math.isfinite(self.advantage) and math.isfinite(self.reward)):
+            raise ValueError(f"advantage and reward must be finite, are {self.advantage} and {self.reward}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class MicroBatch:
     """(n,) which sequence of this micro-batch the token belongs to."""
     advantages: np.ndarray
     """(n,) float32, the advantage of the token's sequence."""
+    rewards: np.ndarray
+    """(n,) float32, the reward of the token's sequence at its last token, 0 before."""
     rollout_logprobs: np.ndarray | None
     """(n,) float32, or None for demonstrations."""
     num_tokens: int
@@ -198,6 +202,7 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
     targets: list[int] = []
     sequence_ids: list[int] = []
     advantages: list[float] = []
+    rewards: list[float] = []
     logprobs: list[float] = []
     has_logprobs = all(m.rollout_logprobs is not None for r in rows for m in r.members)
     sequence = 0
@@ -222,8 +227,10 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
                     targets.append(m.completion_ids[k])
                     sequence_ids.append(sequence)
                     advantages.append(m.advantage)
+                    rewards.append(0.0)
                     if has_logprobs and m.rollout_logprobs is not None:
                         logprobs.append(m.rollout_logprobs[k])
+            rewards[-1] = m.reward  # every member has a trained token
             column = end
             sequence += 1
     return MicroBatch(
@@ -235,6 +242,7 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
         targets=np.array(targets, dtype=np.int64),
         sequence_ids=np.array(sequence_ids, dtype=np.int64),
         advantages=np.array(advantages, dtype=np.float32),
+        rewards=np.array(rewards, dtype=np.float32),
         rollout_logprobs=np.array(logprobs, dtype=np.float32) if has_logprobs else None,
         num_tokens=sum(r.length for r in rows),
     )

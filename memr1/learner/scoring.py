@@ -83,20 +83,34 @@ class CompletionScorer(nn.Module):
         Raises ValueError for a micro-batch with shared prompts when the model cannot take one (`packs` is False).
         """
         logits = self._logits(input_ids, position_ids, segments, score_row, score_position)
-        scores = torch.log_softmax(logits.float() / temperature, dim=-1)
-        logprobs = scores.gather(1, targets[:, None]).squeeze(1)
-        with torch.no_grad():
-            entropy = -(scores.exp() * scores).sum(-1)
-        return logprobs, entropy
+        return _read(logits, targets, temperature)
+
+    @torch.no_grad()
+    def logprobs_and_features(
+        self, targets: Tensor, temperature: float = 1.0, **tokens: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(n,) log-probabilities of the target tokens and (n, hidden size) `features`, in one pass where `lean`."""
+        features = self.features(**tokens)
+        if self.lean:
+            logits = self.causal_lm.get_output_embeddings()(features)
+        else:
+            inputs = self._inputs(tokens["input_ids"], tokens["position_ids"], tokens["segments"])
+            logits = self.causal_lm(**inputs).logits[tokens["score_row"], tokens["score_position"]]
+        return _read(logits, targets, temperature)[0], features
+
+    def features(
+        self, input_ids: Tensor, position_ids: Tensor, segments: Tensor, score_row: Tensor, score_position: Tensor
+    ) -> Tensor:
+        """Last hidden states of the decoder at the positions that predict the target tokens, (n, hidden size)."""
+        inputs = self._inputs(input_ids, position_ids, segments)
+        return self.causal_lm.get_decoder()(**inputs).last_hidden_state[score_row, score_position]
 
     def _logits(
         self, input_ids: Tensor, position_ids: Tensor, segments: Tensor, rows: Tensor, columns: Tensor
     ) -> Tensor:
-        inputs = self._inputs(input_ids, position_ids, segments)
         if not self.lean:
-            return self.causal_lm(**inputs).logits[rows, columns]
-        hidden = self.causal_lm.get_decoder()(**inputs).last_hidden_state
-        return self.causal_lm.get_output_embeddings()(hidden[rows, columns])
+            return self.causal_lm(**self._inputs(input_ids, position_ids, segments)).logits[rows, columns]
+        return self.causal_lm.get_output_embeddings()(self.features(input_ids, position_ids, segments, rows, columns))
 
     def _inputs(self, input_ids: Tensor, position_ids: Tensor, segments: Tensor) -> dict[str, Any]:
         if not self.packs:
@@ -149,6 +163,15 @@ class CompletionScorer(nn.Module):
         finally:
             self.lean = False
         return lean.shape == full.shape and torch.allclose(lean, full, atol=1e-3, rtol=1e-3)
+
+
+def _read(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of (n,) target tokens, from (n, vocabulary) logits."""
+    scores = torch.log_softmax(logits.float() / temperature, dim=-1)
+    logprobs = scores.gather(1, targets[:, None]).squeeze(1)
+    with torch.no_grad():
+        entropy = -(scores.exp() * scores).sum(-1)
+    return logprobs, entropy
 
 
 def to_tensors(batch: MicroBatch, device: torch.device | str) -> dict[str, Tensor]:

@@ -280,6 +280,21 @@ class PolicyModel:
         self._check_role(role)
         weight_files.copy_into(self._parameters[role], weights, f"weights for role {role!r}")
 
+    def add_copy(self, name: str, of: str) -> None:
+        """Another policy with a copy of the weights of role `of`. For mode `lora`; ValueError in mode `full`."""
+        import torch
+
+        if self.mode != "lora":
+            raise ValueError("a full copy is a model of its own: create one with PolicyModel.create")
+        _check_roles((*self.roles, name))
+        with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+            self._peft.add_adapter(name, copy.copy(self._peft.peft_config[of]))
+        self.roles = (*self.roles, name)
+        self._modules[name] = self._modules[of]
+        self._parameters[name] = weight_files.adapter_parameters(self._peft, name)
+        self._mark_trainable()
+        self.copy_weights(of, name)
+
     def copy_weights(self, src_role: str, dst_role: str) -> None:
         """Make `dst_role` equal to `src_role`, for example to freeze a reference after a warm start."""
         self._check_role(src_role)

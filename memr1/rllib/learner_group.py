@@ -18,7 +18,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from memr1.config import Config
 from memr1.errors import MemR1Error
-from memr1.learner.deepspeed_learner import DeepSpeedLearner, Rendezvous, UpdateSettings
+from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
+from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
 from memr1.rllib.resources import Shares
 

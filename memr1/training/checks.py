@@ -35,7 +35,7 @@ def check_first_step(
 
     trained = metrics["learner/trained_tokens"]
     need(trained == plan.trained_tokens, f"{trained:.0f} tokens were trained, {plan.trained_tokens} were planned")
-    if stage.objective != "grpo":
+    if stage.objective == "sft":
         return
     gap = metrics.get("learner/rollout_mismatch", 0.0)
     need(
@@ -44,5 +44,9 @@ def check_first_step(
     )
     if "learner/reference_kl" in metrics:
         need(abs(metrics["learner/reference_kl"]) < 1e-4, "the KL to the reference is not 0 before any update")
+    if stage.objective == "ppo":
+        mean = metrics["learner/advantages"]
+        need(abs(mean) < 1e-3, f"advantages have a mean of {mean:.4f} instead of 0")
+        return
     total = sum(s.advantage for s in sequences)
     need(abs(total) < 1e-3 * max(len(sequences), 1), f"advantages sum to {total:.4f} instead of 0")

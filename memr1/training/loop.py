@@ -135,6 +135,7 @@ class Trainer:
     def _play_groups(self, step: int) -> Batch:
         """Play groups of rollouts until `prompts_per_step` of them have a signal, or the rounds are used up."""
         r, a = self.config.rollout, self.config.algo
+        has_critic = self.stage.objective == "ppo"
         trajectories: list[Trajectory] = []
         kept: list[Trajectory] = []
         advantages: list[float] = []
@@ -154,8 +155,11 @@ class Trainer:
             groups = {t.group_id: n for n, t in enumerate(rewarded)}
             ids = torch.tensor([groups[t.group_id] for t in rewarded], dtype=torch.long)
             rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
-            scores = group_advantages(rewards, ids, a.advantage)
-            flat = zero_variance_groups(rewards, ids)
+            if has_critic:  # every rollout says something: it is compared with what the critic expected
+                scores, flat = torch.zeros_like(rewards), torch.zeros_like(ids, dtype=torch.bool)
+            else:
+                scores = group_advantages(rewards, ids, a.advantage)
+                flat = zero_variance_groups(rewards, ids)
             trajectories += batch
             kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]
             advantages += [s for s, dead in zip(scores.tolist(), flat.tolist(), strict=True) if not dead]
@@ -167,8 +171,9 @@ class Trainer:
             wanted = min(math.ceil(missing * total / max(live, 1)), MAX_REFILL * r.prompts_per_step)
         by_trajectory = {id(t): s for t, s in zip(kept, advantages, strict=True)}
         sequences = [
-            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs)
+            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs, t.reward)
             for t in kept
+            if t.reward is not None
             for q in (s.sequence for s in t.trainable_steps)
         ]
         metrics = rollout_metrics(trajectories) | {
@@ -177,7 +182,8 @@ class Trainer:
         }
         engine = self.pool.pop_timings()
         metrics |= {f"engine/{name}": value for name, value in engine.items()}
-        records = [trajectory_record(t, by_trajectory.get(id(t))) for t in trajectories]
+        shown = {} if has_critic else by_trajectory  # a critic's advantages are of tokens
+        records = [trajectory_record(t, shown.get(id(t))) for t in trajectories]
         return Batch(sequences, records, metrics, dict(self.state.versions))
 
     def _demonstrations(self) -> list[TrainSequence]:
@@ -200,6 +206,7 @@ class Trainer:
             trained_sequences=plan.trained_sequences,
             temperature=1.0 if stage.objective == "sft" else self.config.rollout.temperature,
             epochs=stage.epochs,
+            critic_only=stage.objective == "ppo" and self.state.stage_step < self.config.algo.critic.warmup_steps,
         )
         start = time.perf_counter()
         metrics = learner_metrics(learners.update(plan, settings))

@@ -9,6 +9,9 @@ from typing import Any
 
 from memr1.trajectory import Trajectory
 
+ONE_FOR_ALL_RANKS = ("grad_norm", "critic_grad_norm", "explained_variance")
+"""Statistics of learners that are the same on every rank."""
+
 EVENTS = ("ADD", "UPDATE", "DELETE", "NOOP")
 
 
@@ -42,14 +45,18 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def learner_metrics(per_rank: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means over trained tokens from the sums of all ranks; `loss` is already global, `grad_norm` is one for all."""
+    """Means over trained tokens from the sums of all ranks; the losses are shares of a global mean already."""
     sums: dict[str, float] = defaultdict(float)
     for stats in per_rank:
         for name, value in stats.items():
+            if name in ONE_FOR_ALL_RANKS:
+                continue
             sums[name] = max(sums[name], value) if name.startswith("max_") else sums[name] + value
     tokens = max(sums.pop("tokens", 0.0), 1.0)
-    out = {"loss": sums.pop("loss", math.nan), "grad_norm": per_rank[0]["grad_norm"], "trained_tokens": tokens}
-    sums.pop("grad_norm", None)
+    out = {"loss": sums.pop("loss", math.nan), "trained_tokens": tokens}
+    out |= {name: per_rank[0][name] for name in ONE_FOR_ALL_RANKS if name in per_rank[0]}
+    if "value_loss" in sums:
+        out["value_loss"] = sums.pop("value_loss")
     for name, value in sums.items():
         out[name] = value if name.startswith("max_") else value / tokens
     return {f"learner/{name}": float(value) for name, value in out.items()}

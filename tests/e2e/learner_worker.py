@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from memr1.learner.deepspeed_learner import DeepSpeedLearner, Rendezvous
+from memr1.learner.deepspeed_learner import DeepSpeedLearner
+from memr1.learner.engine import Rendezvous
 from memr1.models.adapters import PolicyModel
 from tests.unit.learner_cases import ROLE, make_config, make_plan, make_settings
 

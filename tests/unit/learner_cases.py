@@ -16,9 +16,15 @@ LEARNING_RATE = 1e-4
 
 
 def make_config(
-    *, zero_stage: int = 0, kl_coef: float = 0.0, weights: str = "lora", dtype: str = "float32", **learner: Any
+    *,
+    zero_stage: int = 0,
+    kl_coef: float = 0.0,
+    weights: str = "lora",
+    dtype: str = "float32",
+    algo: dict[str, Any] | None = None,
+    **learner: Any,
 ) -> Config:
-    """tiny-random on one CPU thread."""
+    """tiny-random on one CPU thread. algo, learner: further settings of those sections."""
     return Config(
         model=ModelConfig(
             name="tiny-random",
@@ -28,7 +34,7 @@ def make_config(
             threads=1,
             lora=LoraSettings(rank=4, alpha=8),
         ),
-        algo=AlgoConfig(kl_coef=kl_coef),
+        algo=AlgoConfig(kl_coef=kl_coef, **(algo or {})),
         learner=replace(LearnerConfig(zero_stage=zero_stage, collective_timeout_s=60.0), **learner),
     )
 
@@ -42,9 +48,9 @@ def make_sequences(step: int = 0) -> list[TrainSequence]:
         for n in (6, 1, 4):
             completion = tuple(rng.randrange(256) for _ in range(n))
             mask = tuple(i == 0 or rng.random() < 0.75 for i in range(n))
-            out.append(
-                TrainSequence(prompt, completion, mask, rng.gauss(0, 1), tuple(-5 - rng.random() for _ in range(n)))
-            )
+            advantage, logprobs = rng.gauss(0, 1), tuple(-5 - rng.random() for _ in range(n))
+            reward = (length + n + step) % 4 / 3
+            out.append(TrainSequence(prompt, completion, mask, advantage, logprobs, reward))
     return out
 
 
