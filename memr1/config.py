@@ -321,7 +321,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algo.ratio": ("token", "sequence"),
     "algo.aggregation": ("token-mean", "sequence-mean"),
     "algo.kl_in": ("loss", "reward"),
-    "critic.backbone": ("own", "policy"),
+    "algo.critic.backbone": ("own", "policy"),
     "stages.role": ("answerer", "manager"),
     "stages.objective": ("sft", "grpo", "ppo"),
     "stages.schedule": ("constant", "linear", "cosine"),
@@ -480,7 +480,7 @@ def validate(config: Config, source: str = "config") -> None:
                 hint = f"; did you mean {near[0]}?" if near else ""
                 need(value in _CHOICES[key], f"{prefix}{f.name}", f"{value!r} is not one of {_CHOICES[key]}{hint}")
             elif dataclasses.is_dataclass(value):
-                check_choices(value, f"{prefix}{f.name}.", f"{f.name}.")
+                check_choices(value, f"{prefix}{f.name}.", f"{key_prefix}{f.name}.")
 
     check_choices(config, "", "")
     for i, stage in enumerate(config.stages):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from memr1.algos.advantages import explained_variance, gae, moments, whiten
 from memr1.algos.losses import value_loss
 from memr1.config import Config
 from memr1.errors import MemR1Error
-from memr1.learner.engine import gradient_norm, make_engine, set_learning_rate
+from memr1.learner.engine import gradient_norm, make_engine, restore_engine, set_learning_rate
 from memr1.learner.scoring import CompletionScorer
 from memr1.models.adapters import PolicyModel
 from memr1.models.attention import text_config
@@ -199,9 +198,7 @@ class Critic:
     def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
         with self._at_work():
-            path, _ = self.engine.load_checkpoint(folder, tag=CRITIC, load_module_strict=False)
-        if path is None:
-            raise MemR1Error(f"{Path(folder) / CRITIC}: files are missing there; resume from another checkpoint")
+            restore_engine(self.engine, folder, CRITIC)
 
     def close(self) -> None:
         """Free the engine."""

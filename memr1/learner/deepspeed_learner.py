@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from memr1.config import Config
-from memr1.errors import MemR1Error
-from memr1.learner.engine import Rendezvous, gradient_norm, join, make_engine, set_learning_rate
+from memr1.learner.engine import Rendezvous, gradient_norm, join, make_engine, restore_engine, set_learning_rate
 from memr1.learner.packing import MicroBatch
 
 if TYPE_CHECKING:
@@ -293,11 +292,7 @@ class DeepSpeedLearner:
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
-        if not (Path(folder) / "learner").is_dir():  # DeepSpeed fails on a bare assertion
-            raise MemR1Error(f"{folder}: no learner checkpoint there; resume from a checkpoint inside a stage")
-        path, _ = self.engine.load_checkpoint(folder, tag="learner", load_module_strict=False)
-        if path is None:
-            raise MemR1Error(f"{folder}: DeepSpeed found its files incomplete there; resume from another checkpoint")
+        restore_engine(self.engine, folder, "learner")
         if (Path(folder) / "critic").is_dir():
             self.critic.restore(folder)
         if self.config.algo.kl_coef > 0:

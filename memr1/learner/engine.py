@@ -6,9 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memr1.config import LearnerConfig
+from memr1.errors import MemR1Error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,6 +74,27 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """For the next steps of an engine."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def restore_engine(engine: Any, folder: str, tag: str) -> None:
+    """Read what `engine.save_checkpoint(folder, tag)` wrote, with the same number of ranks and the same ZeRO stage.
+
+    Raises MemR1Error for files that are missing, damaged or of other ranks or stages.
+    """
+    where = Path(folder) / tag
+    if not where.is_dir():
+        raise MemR1Error(f"{where}: no learner checkpoint there; resume from a checkpoint inside a stage")
+    try:
+        path, _ = engine.load_checkpoint(folder, tag=tag, load_module_strict=False)
+    except Exception as error:  # assertions, pickle's, zip's and DeepSpeed's own
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise MemR1Error(
+            f"{where}: not readable as a checkpoint of {engine.dp_world_size} learners at ZeRO stage "
+            f"{engine.zero_optimization_stage()} ({said}). Resume with the settings it was written with, or from "
+            "another checkpoint"
+        ) from error
+    if path is None:
+        raise MemR1Error(f"{where}: files are missing there; resume from another checkpoint")
 
 
 def gradient_norm(engine: Any) -> float:

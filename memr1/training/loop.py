@@ -148,8 +148,10 @@ class Trainer:
                 for slot, i in slots
                 for member in range(self._group_size)
             ]
-            # only differences within a group count, so groups that did all the same need no judge
-            batch = self.pool.map("play", plays, reward=self.stage.reward, temperature=r.temperature, judge_alike=False)
+            # where only differences within a group count, groups that did all the same need no judge
+            batch = self.pool.map(
+                "play", plays, reward=self.stage.reward, temperature=r.temperature, judge_alike=has_critic
+            )
             check_play(batch, self.state.versions)
             rewarded = [t for t in batch if t.reward is not None]
             groups = {t.group_id: n for n, t in enumerate(rewarded)}

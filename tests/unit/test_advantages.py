@@ -10,9 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memr1.algos.advantages import (
+    explained_variance,
+    gae,
     group_advantages,
     grpo_advantages,
+    moments,
     rloo_advantages,
+    variance,
+    whiten,
     zero_variance_groups,
 )
 
@@ -111,3 +116,72 @@ def test_advantages_sum_to_zero_per_group_and_do_not_depend_on_order(data: st.Da
 def test_a_reward_scale_does_not_change_normalised_advantages() -> None:
     r, g = torch.tensor(REWARDS, dtype=torch.float64), torch.tensor(GROUPS)
     assert torch.allclose(grpo_advantages(100 * r + 5, g), grpo_advantages(r, g), atol=1e-4)
+
+
+# -- with a critic ----------------------------------------------------------------------------------------------
+
+
+def gae_by_plain_loops(rewards: list[float], values: list[float], discount: float, lam: float) -> list[float]:
+    """Schulman et al. eq. 16, term by term; behind the last token nothing is expected."""
+    n = len(values)
+    surprises = [rewards[t] + (discount * values[t + 1] if t + 1 < n else 0.0) - values[t] for t in range(n)]
+    return [sum((discount * lam) ** (u - t) * surprises[u] for u in range(t, n)) for t in range(n)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_gae_equals_a_plain_loop_over_each_sequence(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 6), min_size=1, max_size=5))
+    discount, lam = data.draw(st.floats(0, 1)), data.draw(st.floats(0, 1))
+    number = st.floats(-3, 3, width=32)
+    rewards, values, ids, expected = [], [], [], []
+    for i, n in enumerate(lengths):
+        r = data.draw(st.lists(number, min_size=n, max_size=n))
+        v = data.draw(st.lists(number, min_size=n, max_size=n))
+        rewards, values, ids = rewards + r, values + v, ids + [i] * n
+        expected += gae_by_plain_loops(r, v, discount, lam)
+    found = gae(
+        torch.tensor(rewards, dtype=torch.float64),
+        torch.tensor(values, dtype=torch.float64),
+        torch.tensor(ids),
+        discount=discount,
+        gae_lambda=lam,
+    )
+    assert found.tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_at_discount_and_lambda_one_the_advantage_is_the_outcome_less_the_value() -> None:
+    rewards, values = torch.tensor([0.0, 0.0, 1.0, 0.25]), torch.tensor([0.5, -0.25, 2.0, 0.75])
+    assert gae(rewards, values, torch.tensor([0, 0, 0, 1])).tolist() == [0.5, 1.25, -1.0, -0.5]
+
+
+def test_gae_of_no_token_is_empty() -> None:
+    nothing = torch.zeros(0)
+    assert gae(nothing, nothing, torch.zeros(0, dtype=torch.long)).shape == (0,)
+
+
+def test_whitening_goes_over_all_parts_and_equals_a_plain_loop() -> None:
+    parts = [torch.tensor([1.0, 4.0, -2.0]), torch.tensor([]), torch.tensor([0.5, 7.0])]
+    together = torch.stack([moments(p) for p in parts]).sum(0)
+    everything = [x for p in parts for x in p.tolist()]
+    mean = sum(everything) / len(everything)
+    std = math.sqrt(sum((x - mean) ** 2 for x in everything) / (len(everything) - 1))
+    found = [x for p in parts for x in whiten(p, together).tolist()]
+    assert found == pytest.approx([(x - mean) / std for x in everything], abs=1e-6)
+    assert sum(found) == pytest.approx(0.0, abs=1e-6)
+    assert float(variance(together)) == pytest.approx(std**2, rel=1e-12)
+
+
+def test_whitening_makes_no_signal_of_rounding() -> None:
+    nearly_equal = torch.tensor([0.1 + 0.2, 0.3, 0.3], dtype=torch.float64)
+    assert whiten(nearly_equal, moments(nearly_equal)).abs().max() < 1e-12
+    one = torch.tensor([5.0])
+    assert whiten(one, moments(one)).tolist() == [0.0]
+
+
+def test_explained_variance_is_one_for_a_perfect_critic_and_zero_for_a_constant_one() -> None:
+    returns = torch.tensor([0.0, 1.0, 0.0, 3.0])
+    assert explained_variance(moments(returns - returns), moments(returns)) == 1.0
+    assert explained_variance(moments(returns - 0.7), moments(returns)) == pytest.approx(0.0, abs=1e-6)
+    assert explained_variance(moments(returns + returns), moments(returns)) == pytest.approx(-3.0, abs=1e-6)
+    assert math.isnan(explained_variance(moments(torch.ones(3)), moments(torch.ones(3))))

@@ -7,9 +7,7 @@ test_advantages.py and test_losses.py.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,22 +26,9 @@ from memr1.models.adapters import PolicyModel
 from tests.unit.learner_cases import ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import plain_logprobs
 
+pytestmark = pytest.mark.usefixtures("learner_process")
 MakeGroup = Callable[..., LocalLearnerGroup]
 LR, CRITIC_LR = 1e-3, 3e-3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tiny_random: Path) -> Iterator[None]:
-    """Leave no process group and none of the variables that name one to the tests of other files."""
-    before = dict(os.environ)
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        import deepspeed
-
-        deepspeed.comm.comm.cdb = None
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture
@@ -152,11 +137,12 @@ def plain_ppo(
             for i, (v0, r) in enumerate(zip(values, returns, strict=True)):
                 v = value(i)
                 for k in range(len(v)):
-                    bounded = v0[k] + max(-critic.clip, min(critic.clip, float(v[k] - v0[k]))) * 1.0
-                    free = (v[k] - r[k]) ** 2
-                    held = (bounded - r[k]) ** 2 if abs(float(v[k] - v0[k])) > critic.clip else free
-                    total = total + 0.5 * torch.maximum(free, held) / tokens
-                    clipped += float(held) > float(free)
+                    error, moved = (v[k] - r[k]) ** 2, float(v[k].detach() - v0[k])
+                    if abs(moved) > critic.clip:
+                        held = (v0[k] + math.copysign(critic.clip, moved) - r[k]) ** 2
+                        clipped += float(held) > float(error.detach())
+                        error = max(error, held)
+                    total = total + 0.5 * error / tokens
             critic_adam.zero_grad()
             total.backward()
             norm = float(torch.nn.utils.clip_grad_norm_(critic_parameters, 1.0))
@@ -198,11 +184,9 @@ def head_of(group: LocalLearnerGroup) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("weights", "backbone", "kl_in", "kl_coef"),
     [
-        ("lora", "own", "loss", 0.0),
         ("lora", "own", "reward", 0.3),
         ("lora", "policy", "loss", 0.3),
-        ("full", "own", "reward", 0.3),
-        ("full", "policy", "loss", 0.0),
+        ("full", "own", "loss", 0.0),
     ],
 )
 def test_ppo_equals_plain_loops_over_unpacked_sequences(
@@ -229,9 +213,9 @@ def test_ppo_equals_plain_loops_over_unpacked_sequences(
 
 def test_values_and_the_update_do_not_depend_on_packing(make_group: MakeGroup) -> None:
     found = []
-    for budget, share in ((1, False), (48, True), (10**6, True)):
+    for budget, share in ((1, False), (48, True)):
         group = make_group(ppo_config())
-        stats = train(group, 3, budget=budget, share=share)
+        stats = train(group, 2, budget=budget, share=share)
         found.append((group.weights(), head_of(group), [s["value_loss"] for s in stats]))
     for weights, head, losses in found[1:]:
         assert far(weights, found[0][0]) < 2e-5
@@ -255,14 +239,16 @@ def test_in_the_warm_up_the_critic_learns_and_the_policy_rests(make_group: MakeG
     assert float((head_of(group) - head).abs().max()) < 2e-5
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-@pytest.mark.parametrize(("weights", "backbone"), [("lora", "own"), ("lora", "policy"), ("full", "own")])
+@pytest.mark.parametrize(
+    ("zero_stage", "weights", "backbone"),
+    [(1, "lora", "policy"), (2, "lora", "own"), (3, "lora", "own"), (3, "full", "own")],
+)
 def test_zero_stages_give_the_updates_of_stage_0(
     make_group: MakeGroup, zero_stage: int, weights: str, backbone: str
 ) -> None:
     options: dict[str, Any] = {"weights": weights, "backbone": backbone, "kl_coef": 0.3, "kl_in": "reward"}
     plain, sharded = make_group(ppo_config(**options)), make_group(ppo_config(zero_stage=zero_stage, **options))
-    a, b = train(plain, 3, warmup=1), train(sharded, 3, warmup=1)
+    a, b = train(plain, 2, warmup=1), train(sharded, 2, warmup=1)
     assert far(plain.weights(), sharded.weights()) < 2e-5
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
@@ -279,23 +265,22 @@ def test_the_critic_has_its_adapter_and_the_policy_s_is_the_active_one(make_grou
     assert set(group.weights()) == set(role), "the runners get the policy alone"
 
 
-@pytest.mark.parametrize(("backbone", "zero_stage"), [("own", 0), ("own", 2), ("own", 3), ("policy", 0)])
+@pytest.mark.parametrize(("backbone", "zero_stage"), [("own", 0), ("own", 3), ("policy", 2)])
 def test_a_restored_group_goes_on_bit_for_bit_with_its_critic(
     make_group: MakeGroup, tmp_path: Path, backbone: str, zero_stage: int
 ) -> None:
     config = ppo_config(backbone=backbone, zero_stage=zero_stage, kl_coef=0.3)
     group = make_group(config)
-    train(group, 2)
+    train(group, 1)
     group.save(str(tmp_path / "learner"))
     with group.learner._gathered(ROLE):
         group.learner.policies.save(ROLE, tmp_path / "policies" / ROLE)
-    expected = train(group, 4, first=2)
+    expected = train(group, 2, first=1)
     resumed = LocalLearnerGroup(config, ROLE, str(tmp_path / "policies"))
     resumed.restore(str(tmp_path / "learner"))
-    assert train(resumed, 4, first=2) == expected
+    assert train(resumed, 2, first=1) == expected
     assert far(resumed.weights(), group.weights()) == 0.0
-    with nullcontext() if zero_stage < 3 else group.learner._gathered(ROLE):
-        assert torch.equal(head_of(resumed), head_of(group))
+    assert torch.equal(head_of(resumed), head_of(group))
     resumed.close()
 
 
@@ -305,5 +290,5 @@ def test_a_critic_s_missing_files_are_named(make_group: MakeGroup, tmp_path: Pat
     group.save(str(tmp_path))
     for file in (tmp_path / CRITIC).iterdir():
         file.unlink()
-    with pytest.raises(MemR1Error, match="critic: files are missing there"):
+    with pytest.raises(MemR1Error, match="critic: not readable as a checkpoint of 1 learners at ZeRO stage 0"):
         group.restore(str(tmp_path))

@@ -6,7 +6,6 @@ Several ranks, ZeRO over them, and resuming in a new process are in tests/e2e/te
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,21 +26,8 @@ from memr1.training.estimate import learner_bytes
 from tests.unit.learner_cases import LEARNING_RATE, ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import build, plain_logprobs
 
+pytestmark = pytest.mark.usefixtures("learner_process")
 MakeGroup = Callable[..., LocalLearnerGroup]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process_group(tiny_random: Path) -> Iterator[None]:
-    """Leave no process group and none of the variables that name one to the tests of other files."""
-    before = dict(os.environ)
-    yield
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        import deepspeed
-
-        deepspeed.comm.comm.cdb = None
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture

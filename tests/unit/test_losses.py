@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memr1.algos.losses import PolicyLoss, grpo_loss, k3_kl, sft_loss, token_weights
+from memr1.algos.losses import PolicyLoss, grpo_loss, k3_kl, sft_loss, token_weights, value_loss
 
 N = 48
 
@@ -242,6 +242,28 @@ def test_sft_loss_is_the_weighted_negative_log_likelihood() -> None:
     trained = int((t["w"] > 0).sum())
     assert int(out.stats["tokens"]) == trained
     assert float(out.stats["nll"]) / 37 == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.2])
+def test_value_loss_equals_a_scalar_loop_and_its_gradient_finite_differences(clip: float) -> None:
+    t = tokens(5)
+    values, old, returns, w = t["lp"], t["old"], t["adv"], t["w"]
+    expected, clipped = 0.0, 0
+    for v, o, r, weight in zip(values.tolist(), old.tolist(), returns.tolist(), w.tolist(), strict=True):
+        error = (v - r) ** 2
+        bounded = (o + clamp(v - o, -clip, clip) - r) ** 2 if clip else error
+        expected += weight * 0.5 * max(error, bounded)
+        clipped += weight > 0 and bounded > error
+
+    def loss(v: Tensor) -> Tensor:
+        return value_loss(v, old, returns, w, clip=clip).loss
+
+    assert float(loss(values)) == pytest.approx(expected, rel=1e-12)
+    assert (clipped > 0) == (clip > 0)
+    assert float(value_loss(values, old, returns, w, clip=clip).stats.get("value_clip_fraction", 0)) == clipped
+    v = values.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(loss(v), v)
+    assert torch.allclose(grad, finite_differences(loss, values), atol=1e-8)
 
 
 SEQUENCES = torch.tensor([0, 0, 2, 1, 1, 1])
