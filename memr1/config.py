@@ -150,7 +150,8 @@ class CriticConfig:
 
 @dataclass(frozen=True)
 class AlgoConfig:
-    """What the `grpo` (arXiv 2402.03300) and `ppo` (arXiv 1707.06347) objectives optimise."""
+    """What the objectives that learn from outcomes optimise: `grpo` (arXiv 2402.03300), `ppo` (arXiv 1707.06347) and
+    `reinforce`."""
 
     advantage: str = "grpo"
     """For `grpo` stages. `grpo` divides rewards less their group's mean by the group's standard deviation; `dr-grpo`
@@ -172,7 +173,8 @@ class AlgoConfig:
     importance_cap: float = 2.0
     """Cap C of the truncated importance weight min(pi_train / pi_rollout, C); 0 switches the correction off."""
     aggregation: str = "token-mean"
-    """`token-mean` over the whole optimizer step and all ranks, or `sequence-mean`."""
+    """`token-mean` over the whole optimizer step and all ranks; `sequence-mean` gives every completion one weight,
+    `trajectory-mean` every trajectory, however many steps it has."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """For `ppo` stages."""
 
@@ -208,8 +210,8 @@ class StageConfig:
     role: str = "answerer"
     """`answerer` or `manager`; the other role is frozen meanwhile."""
     objective: str = "grpo"
-    """`sft` clones oracle traces (Memory-SFT). `grpo` learns from outcomes, compared within a group; `ppo` from
-    outcomes, compared with what a critic expected."""
+    """`sft` clones oracle traces (Memory-SFT). The others learn from outcomes: `grpo` compares them within a group,
+    `reinforce` with the mean of the batch, and `ppo` with what a critic expected."""
     steps: int = 20
     """Optimizer steps."""
     learning_rate: float = 2e-4
@@ -223,7 +225,7 @@ class StageConfig:
     clipped ratio keeps the policy near the one that sampled; worth it where rollouts cost far more than updates."""
     group_size: int = 0
     """Rollouts per task; 0 takes `rollout.group_size`. The manager's decisions are short, and equal ones are judged
-    once, so that larger groups cost it little. 1 is right for `ppo`."""
+    once, so that larger groups cost it little. 1 will do for `ppo` and `reinforce`."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; the others use `rollout.prompts_per_step`."""
     bank: str = "oracle"
@@ -319,11 +321,11 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "agents.protocol": ("lines", "json"),
     "algo.advantage": ("grpo", "dr-grpo", "rloo"),
     "algo.ratio": ("token", "sequence"),
-    "algo.aggregation": ("token-mean", "sequence-mean"),
+    "algo.aggregation": ("token-mean", "sequence-mean", "trajectory-mean"),
     "algo.kl_in": ("loss", "reward"),
     "algo.critic.backbone": ("own", "policy"),
     "stages.role": ("answerer", "manager"),
-    "stages.objective": ("sft", "grpo", "ppo"),
+    "stages.objective": ("sft", "grpo", "reinforce", "ppo"),
     "stages.schedule": ("constant", "linear", "cosine"),
     "stages.bank": ("oracle", "manager", "add-everything"),
     "stages.reward": ("em_strict", "em_squad", "em_set", "f1", "bleu1"),
@@ -567,6 +569,11 @@ def _validate_algo(config: Config, need: Callable[[bool, str, str], None]) -> No
                 f"sequence does not go with the ppo of stages.{i}: a critic gives every token its own advantage",
             )
         elif stage.objective != "sft":
+            need(
+                stage.objective == "grpo" or stage.epochs == 1,
+                f"stages.{i}.epochs",
+                f"must be 1 with reinforce, is {stage.epochs}: nothing would bound the passes after the first",
+            )
             need(
                 algo.kl_in == "loss",
                 "algo.kl_in",

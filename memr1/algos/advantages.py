@@ -50,6 +50,20 @@ def group_advantages(rewards: Tensor, group_ids: Tensor, estimator: str) -> Tens
     raise ValueError(f"unknown estimator {estimator!r}; use grpo, dr-grpo or rloo")
 
 
+def trajectory_advantages(rewards: Tensor, group_ids: Tensor, estimator: str) -> tuple[Tensor, Tensor]:
+    """Advantages of trajectories, and which of them carry no signal and are left out; both (num_trajectories,).
+
+    estimator: one of `group_advantages`, which leave out groups whose rewards agree; `reinforce`, the reward less the
+    mean of the whole batch, which is left out when all of its rewards agree; or `ppo`, 0 for every one and none left
+    out, since a critic will say what each is worth.
+    """
+    if estimator == "ppo":
+        return torch.zeros_like(rewards), torch.zeros_like(group_ids, dtype=torch.bool)
+    if estimator == "reinforce":
+        group_ids, estimator = torch.zeros_like(group_ids), "dr-grpo"
+    return group_advantages(rewards, group_ids, estimator), zero_variance_groups(rewards, group_ids)
+
+
 def zero_variance_groups(rewards: Tensor, group_ids: Tensor, *, min_range: float = 1e-6) -> Tensor:
     """True for trajectories whose group has rewards within `min_range` of each other. Shapes (num_trajectories,)."""
     out = torch.zeros_like(group_ids, dtype=torch.bool)

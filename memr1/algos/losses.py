@@ -64,10 +64,7 @@ def grpo_loss(
     if dual_clip > 1:
         surrogate = torch.where(advantages < 0, surrogate.clamp(max=-dual_clip * advantages), surrogate)
     if rollout_logprobs is not None and importance_cap > 0:
-        # tokens that the environment wrote have no log-probability of the engine's; 0 * NaN would be NaN
-        sampled = torch.where(weights > 0, rollout_logprobs, old_logprobs)
-        drift = (old_logprobs - sampled).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-        surrogate = surrogate * drift.clamp(max=importance_cap).detach()
+        surrogate = surrogate * _importance(old_logprobs, rollout_logprobs, weights, importance_cap)
     loss = (weights * surrogate).sum()
     stats = {
         "tokens": trains.sum(),
@@ -79,6 +76,39 @@ def grpo_loss(
         loss = loss + kl_coef * (weights * kl).sum()
         stats["reference_kl"] = (kl * trains).sum().detach()
     return PolicyLoss(loss, {k: v.detach() for k, v in stats.items()})
+
+
+def reinforce_loss(
+    logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    *,
+    rollout_logprobs: Tensor | None = None,
+    ref_logprobs: Tensor | None = None,
+    kl_coef: float = 0.0,
+    importance_cap: float = 2.0,
+) -> PolicyLoss:
+    """-A log pi with optional k3 KL (REINFORCE, Williams 1992, eq. 11), for the one pass that is on policy.
+
+    Shapes and options as in `grpo_loss`, whose gradient it has where the ratio is 1. advantages: with a baseline.
+    """
+    trains = (weights > 0).to(logprobs.dtype)
+    surrogate = -advantages * logprobs
+    if rollout_logprobs is not None and importance_cap > 0:
+        surrogate = surrogate * _importance(logprobs.detach(), rollout_logprobs, weights, importance_cap)
+    loss, stats = (weights * surrogate).sum(), {"tokens": trains.sum()}
+    if ref_logprobs is not None and kl_coef > 0:
+        kl = k3_kl(logprobs, ref_logprobs)
+        loss = loss + kl_coef * (weights * kl).sum()
+        stats["reference_kl"] = (kl * trains).sum().detach()
+    return PolicyLoss(loss, stats)
+
+
+def _importance(logprobs: Tensor, rollout_logprobs: Tensor, weights: Tensor, cap: float) -> Tensor:
+    """min(exp(logprobs - rollout_logprobs), cap) per token, without gradient."""
+    # tokens that the environment wrote have no log-probability of the engine's; 0 * NaN would be NaN
+    sampled = torch.where(weights > 0, rollout_logprobs, logprobs)
+    return (logprobs - sampled).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp().clamp(max=cap).detach()
 
 
 def _sequence_means(values: Tensor, trains: Tensor, sequence_ids: Tensor) -> Tensor:
@@ -121,12 +151,16 @@ def sft_loss(logprobs: Tensor, weights: Tensor) -> PolicyLoss:
     return PolicyLoss(-(weights * logprobs).sum(), {"tokens": trains.sum(), "nll": -(logprobs * trains).sum().detach()})
 
 
-def token_weights(sequence_ids: Tensor, *, aggregation: str, denominator: float) -> Tensor:
+def token_weights(
+    sequence_ids: Tensor, *, aggregation: str, denominator: float, trajectory_tokens: Tensor | None = None
+) -> Tensor:
     """Weight of each trained token so that a sum of `weight * loss` is the aggregated loss of the optimizer step.
 
     sequence_ids: (num_tokens,) which sequence of this micro-batch a token belongs to; all of a sequence's trained
-    tokens must be here. aggregation: `token-mean` (denominator = trained tokens in the whole step) or `sequence-mean`
-    (denominator = sequences with trained tokens in the whole step; a sequence's tokens share a weight of 1).
+    tokens must be here. aggregation: `token-mean` (denominator = trained tokens in the whole step), `sequence-mean`
+    (denominator = sequences with trained tokens in the whole step; a sequence's tokens share a weight of 1) or
+    `trajectory-mean` (the same with trajectories, whose sequences may lie elsewhere: trajectory_tokens, (num_tokens,),
+    says how many trained tokens the token's trajectory has in the whole step).
     Raises ValueError for another aggregation.
     """
     weights = torch.ones(len(sequence_ids), device=sequence_ids.device)
@@ -134,4 +168,6 @@ def token_weights(sequence_ids: Tensor, *, aggregation: str, denominator: float)
         return weights / denominator
     if aggregation == "sequence-mean":
         return weights / torch.bincount(sequence_ids)[sequence_ids] / denominator
-    raise ValueError(f"unknown aggregation {aggregation!r}; use token-mean or sequence-mean")
+    if aggregation == "trajectory-mean" and trajectory_tokens is not None:
+        return weights / trajectory_tokens / denominator
+    raise ValueError(f"unknown aggregation {aggregation!r}; use token-mean, sequence-mean or trajectory-mean")

@@ -41,6 +41,8 @@ class UpdateSettings:
     temperature: float
     epochs: int = 1
     """Passes over the micro-batches, each one optimizer step."""
+    trained_trajectories: int = 0
+    """For `algo.aggregation=trajectory-mean`."""
     critic_only: bool = False
     """With `ppo`: update the critic and leave the policy as it is."""
 
@@ -187,20 +189,23 @@ class DeepSpeedLearner:
         self.engine.step()
         return totals | {"grad_norm": gradient_norm(self.engine)}
 
-    def _by_token(self, settings: UpdateSettings) -> bool:
-        return self.config.algo.aggregation == "token-mean" or settings.objective == "sft"
-
     def _token_weights(self, batch: MicroBatch, settings: UpdateSettings) -> Tensor:
         """(n,) what each token counts in the loss of the whole optimizer step."""
         import torch
 
         from memr1.algos.losses import token_weights
 
-        by_token = self._by_token(settings)
+        aggregation = "token-mean" if settings.objective == "sft" else self.config.algo.aggregation
+        denominators = {
+            "token-mean": settings.trained_tokens,
+            "sequence-mean": settings.trained_sequences,
+            "trajectory-mean": settings.trained_trajectories,
+        }
         return token_weights(
             torch.from_numpy(batch.sequence_ids).to(self.device),
-            aggregation="token-mean" if by_token else self.config.algo.aggregation,
-            denominator=settings.trained_tokens if by_token else settings.trained_sequences,
+            aggregation=aggregation,
+            denominator=denominators[aggregation],
+            trajectory_tokens=torch.from_numpy(batch.trajectory_tokens).to(self.device),
         )
 
     def _loss(
@@ -209,7 +214,7 @@ class DeepSpeedLearner:
         """Loss, statistics, and the log-probabilities before the first optimizer step: `old`, or now where None."""
         import torch
 
-        from memr1.algos.losses import grpo_loss, sft_loss
+        from memr1.algos.losses import grpo_loss, reinforce_loss, sft_loss
         from memr1.learner.scoring import to_tensors
 
         algo = self.config.algo
@@ -229,21 +234,28 @@ class DeepSpeedLearner:
             rollout = (
                 torch.from_numpy(batch.rollout_logprobs).to(self.device) if batch.rollout_logprobs is not None else None
             )
-            # in the first pass the ratio is 1 and its gradient is the policy gradient; the clip bounds later ones
-            result = grpo_loss(
-                logprobs,
-                old,
-                advantages,
-                weights,
-                rollout_logprobs=rollout,
-                ref_logprobs=reference,
-                clip_low=algo.clip_low,
-                clip_high=algo.clip_high,
-                kl_coef=algo.kl_coef,
-                importance_cap=algo.importance_cap,
-                dual_clip=algo.dual_clip,
-                sequence_ids=torch.from_numpy(batch.sequence_ids).to(self.device) if algo.ratio == "sequence" else None,
-            )
+            by_sequence = torch.from_numpy(batch.sequence_ids).to(self.device) if algo.ratio == "sequence" else None
+            corrections: dict[str, Any] = {
+                "rollout_logprobs": rollout,
+                "ref_logprobs": reference,
+                "kl_coef": algo.kl_coef,
+                "importance_cap": algo.importance_cap,
+            }
+            if settings.objective == "reinforce":
+                result = reinforce_loss(logprobs, advantages, weights, **corrections)
+            else:
+                # in the first pass the ratio is 1 and its gradient is the policy gradient; the clip bounds later ones
+                result = grpo_loss(
+                    logprobs,
+                    old,
+                    advantages,
+                    weights,
+                    clip_low=algo.clip_low,
+                    clip_high=algo.clip_high,
+                    dual_clip=algo.dual_clip,
+                    sequence_ids=by_sequence,
+                    **corrections,
+                )
             if rollout is not None:
                 drift = (old - rollout).abs()
                 stats["rollout_mismatch"] = float(drift.sum())

@@ -9,7 +9,8 @@ once: every rank gets the same number of micro-batches.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ class TrainSequence:
     """As sampled by the engine; None for demonstrations."""
     reward: float = 0.0
     """Reward of the trajectory, for a critic: it is earned with the last trained token."""
+    trajectory: int | None = None
+    """Which trajectory of the batch this is a step of; None for one of its own."""
 
     def __post_init__(self) -> None:
         # arrays of a micro-batch are concatenations: one wrong length would shift every sequence behind it
@@ -69,6 +72,8 @@ class MicroBatch:
     """(n,) float32, the reward of the token's sequence at its last token, 0 before."""
     rollout_logprobs: np.ndarray | None
     """(n,) float32, or None for demonstrations."""
+    trajectory_tokens: np.ndarray
+    """(n,) int64, trained tokens of the token's trajectory, wherever its other steps lie."""
     num_tokens: int
     """Tokens in the grid that are not padding."""
 
@@ -83,6 +88,8 @@ class Plan:
     """Tokens whose mask is True, over all ranks: the denominator of a token mean."""
     trained_sequences: int
     """Sequences with at least one trained token: the denominator of a sequence mean."""
+    trained_trajectories: int
+    """Trajectories with at least one trained token: the denominator of a trajectory mean."""
     computed_tokens: int
     """Tokens that go through the model, padding not counted."""
     unshared_tokens: int
@@ -135,14 +142,22 @@ def plan_microbatches(
         rank = loads.index(min(loads))
         shares[rank].append(row)
         loads[rank] += row.length
-    packed = [[_collate(g, pad_id) for g in _group_rows(share, max_tokens_per_microbatch)] for share in shares]
+    tokens_of = Counter[int]()
+    for s in live:
+        if s.trajectory is not None:
+            tokens_of[s.trajectory] += sum(s.loss_mask)
+    packed = [
+        [_collate(g, pad_id, tokens_of) for g in _group_rows(share, max_tokens_per_microbatch)] for share in shares
+    ]
     count = max(len(p) for p in packed)
-    filler = _collate([_Row((pad_id,), ())], pad_id)  # a collective needs every rank, also one that has run out of work
+    # a collective needs every rank, also one that has run out of work
+    filler = _collate([_Row((pad_id,), ())], pad_id, tokens_of)
     ranks = tuple(tuple(p + [filler] * (count - len(p))) for p in packed)
     return Plan(
         ranks=ranks,
         trained_tokens=sum(sum(s.loss_mask) for s in live),
         trained_sequences=len(live),
+        trained_trajectories=len(tokens_of) + sum(s.trajectory is None for s in live),
         computed_tokens=sum(r.length for r in rows),
         unshared_tokens=sum(len(s.prompt_ids) + len(s.completion_ids) - 1 for s in live),
     )
@@ -192,7 +207,7 @@ def _group_rows(rows: list[_Row], budget: int) -> list[list[_Row]]:
     return groups
 
 
-def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
+def _collate(rows: list[_Row], pad_id: int, tokens_of: Mapping[int, int]) -> MicroBatch:
     width = max(r.length for r in rows)
     input_ids = np.full((len(rows), width), pad_id, dtype=np.int64)
     position_ids = np.zeros((len(rows), width), dtype=np.int64)
@@ -204,6 +219,7 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
     advantages: list[float] = []
     rewards: list[float] = []
     logprobs: list[float] = []
+    trajectory_tokens: list[int] = []
     has_logprobs = all(m.rollout_logprobs is not None for r in rows for m in r.members)
     sequence = 0
     for i, row in enumerate(rows):
@@ -230,6 +246,8 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
                     rewards.append(0.0)
                     if has_logprobs and m.rollout_logprobs is not None:
                         logprobs.append(m.rollout_logprobs[k])
+            trained = sum(m.loss_mask)
+            trajectory_tokens += [trained if m.trajectory is None else tokens_of[m.trajectory]] * trained
             rewards[-1] = m.reward  # every member has a trained token
             column = end
             sequence += 1
@@ -244,5 +262,6 @@ def _collate(rows: list[_Row], pad_id: int) -> MicroBatch:
         advantages=np.array(advantages, dtype=np.float32),
         rewards=np.array(rewards, dtype=np.float32),
         rollout_logprobs=np.array(logprobs, dtype=np.float32) if has_logprobs else None,
+        trajectory_tokens=np.array(trajectory_tokens, dtype=np.int64),
         num_tokens=sum(r.length for r in rows),
     )

@@ -48,5 +48,6 @@ def check_first_step(
         mean = metrics["learner/advantages"]
         need(abs(mean) < 1e-3, f"advantages have a mean of {mean:.4f} instead of 0")
         return
-    total = sum(s.advantage for s in sequences)
-    need(abs(total) < 1e-3 * max(len(sequences), 1), f"advantages sum to {total:.4f} instead of 0")
+    by_trajectory = {-1 - i if s.trajectory is None else s.trajectory: s.advantage for i, s in enumerate(sequences)}
+    total = sum(by_trajectory.values())
+    need(abs(total) < 1e-3 * max(len(by_trajectory), 1), f"advantages sum to {total:.4f} instead of 0")

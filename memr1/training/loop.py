@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from memr1.algos.advantages import group_advantages, zero_variance_groups
+from memr1.algos.advantages import trajectory_advantages
 from memr1.config import Config, StageConfig
 from memr1.data.sampler import ResumableSampler
 from memr1.errors import MemR1Error
@@ -135,7 +135,7 @@ class Trainer:
     def _play_groups(self, step: int) -> Batch:
         """Play groups of rollouts until `prompts_per_step` of them have a signal, or the rounds are used up."""
         r, a = self.config.rollout, self.config.algo
-        has_critic = self.stage.objective == "ppo"
+        objective = self.stage.objective
         trajectories: list[Trajectory] = []
         kept: list[Trajectory] = []
         advantages: list[float] = []
@@ -150,18 +150,14 @@ class Trainer:
             ]
             # where only differences within a group count, groups that did all the same need no judge
             batch = self.pool.map(
-                "play", plays, reward=self.stage.reward, temperature=r.temperature, judge_alike=has_critic
+                "play", plays, reward=self.stage.reward, temperature=r.temperature, judge_alike=objective != "grpo"
             )
             check_play(batch, self.state.versions)
             rewarded = [t for t in batch if t.reward is not None]
             groups = {t.group_id: n for n, t in enumerate(rewarded)}
             ids = torch.tensor([groups[t.group_id] for t in rewarded], dtype=torch.long)
             rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
-            if has_critic:  # every rollout says something: it is compared with what the critic expected
-                scores, flat = torch.zeros_like(rewards), torch.zeros_like(ids, dtype=torch.bool)
-            else:
-                scores = group_advantages(rewards, ids, a.advantage)
-                flat = zero_variance_groups(rewards, ids)
+            scores, flat = trajectory_advantages(rewards, ids, a.advantage if objective == "grpo" else objective)
             trajectories += batch
             kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]
             advantages += [s for s, dead in zip(scores.tolist(), flat.tolist(), strict=True) if not dead]
@@ -173,8 +169,8 @@ class Trainer:
             wanted = min(math.ceil(missing * total / max(live, 1)), MAX_REFILL * r.prompts_per_step)
         by_trajectory = {id(t): s for t, s in zip(kept, advantages, strict=True)}
         sequences = [
-            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs, t.reward)
-            for t in kept
+            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs, t.reward, n)
+            for n, t in enumerate(kept)
             if t.reward is not None
             for q in (s.sequence for s in t.trainable_steps)
         ]
@@ -184,7 +180,7 @@ class Trainer:
         }
         engine = self.pool.pop_timings()
         metrics |= {f"engine/{name}": value for name, value in engine.items()}
-        shown = {} if has_critic else by_trajectory  # a critic's advantages are of tokens
+        shown = {} if objective == "ppo" else by_trajectory  # a critic's advantages are of tokens
         records = [trajectory_record(t, shown.get(id(t))) for t in trajectories]
         return Batch(sequences, records, metrics, dict(self.state.versions))
 
@@ -206,6 +202,7 @@ class Trainer:
             learning_rate=learning_rate(stage, self.state.stage_step),
             trained_tokens=plan.trained_tokens,
             trained_sequences=plan.trained_sequences,
+            trained_trajectories=plan.trained_trajectories,
             temperature=1.0 if stage.objective == "sft" else self.config.rollout.temperature,
             epochs=stage.epochs,
             critic_only=stage.objective == "ppo" and self.state.stage_step < self.config.algo.critic.warmup_steps,

@@ -16,6 +16,7 @@ from memr1.algos.advantages import (
     grpo_advantages,
     moments,
     rloo_advantages,
+    trajectory_advantages,
     variance,
     whiten,
     zero_variance_groups,
@@ -116,6 +117,22 @@ def test_advantages_sum_to_zero_per_group_and_do_not_depend_on_order(data: st.Da
 def test_a_reward_scale_does_not_change_normalised_advantages() -> None:
     r, g = torch.tensor(REWARDS, dtype=torch.float64), torch.tensor(GROUPS)
     assert torch.allclose(grpo_advantages(100 * r + 5, g), grpo_advantages(r, g), atol=1e-4)
+
+
+def test_reinforce_compares_with_the_mean_of_the_batch_whatever_the_groups() -> None:
+    rewards, groups = torch.tensor([1.0, 0.0, 0.0, 2.0, 2.0]), torch.tensor([0, 0, 1, 2, 2])
+    advantages, flat = trajectory_advantages(rewards, groups, "reinforce")
+    assert advantages.tolist() == [0.0, -1.0, -1.0, 1.0, 1.0]
+    assert not flat.any(), "a group of one, or of equal rewards, still says something"
+    advantages, flat = trajectory_advantages(torch.full((3,), 0.7), groups[:3], "reinforce")
+    assert advantages.tolist() == [0.0] * 3 and flat.all()
+
+
+def test_with_a_critic_no_rollout_is_left_out() -> None:
+    advantages, flat = trajectory_advantages(torch.ones(3), torch.tensor([0, 0, 1]), "ppo")
+    assert advantages.tolist() == [0.0] * 3 and not flat.any()
+    advantages, flat = trajectory_advantages(torch.tensor([1.0, 3.0, 2.0]), torch.tensor([0, 0, 1]), "dr-grpo")
+    assert advantages.tolist() == [-1.0, 1.0, 0.0] and flat.tolist() == [False, False, True]
 
 
 # -- with a critic ----------------------------------------------------------------------------------------------

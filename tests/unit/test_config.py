@@ -114,6 +114,7 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("stages=[{steps: 0}]", "stages.0.steps: must be at least 1, is 0; remove the stage instead"),
         ("stages=[{learning_rate: 0}]", "stages.0.learning_rate: must be above 0"),
         ("stages=[{objective: ppo, steps: 2}]", "algo.critic.warmup_steps: is 2 and stages.0.steps is 2: the policy"),
+        ("stages=[{objective: reinforce, epochs: 2}]", "stages.0.epochs: must be 1 with reinforce, is 2"),
         ("algo.critic.backbone=mine", "algo.critic.backbone: 'mine' is not one of ('own', 'policy')"),
         ("algo.critic.gae_lambda=1.5", "algo.critic.gae_lambda: must be in [0, 1], is 1.5"),
         ("algo.critic.learning_rate=0", "algo.critic.learning_rate: must be above 0"),

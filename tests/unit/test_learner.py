@@ -62,6 +62,8 @@ def plain_loss(
             before.append(lp.detach())
         if objective == "sft":
             per_token = -lp
+        elif objective == "reinforce":
+            per_token = -s.advantage * lp * (before[i] - torch.tensor(s.rollout_logprobs)).exp().clamp(max=2.0)
         else:
             weight = (before[i] - torch.tensor(s.rollout_logprobs)).exp().clamp(max=2.0)
             ratio = (lp - before[i]).exp()
@@ -131,7 +133,13 @@ def train(
 
 @pytest.mark.parametrize(
     ("weights", "objective", "t", "kl_coef"),
-    [("lora", "grpo", 1.0, 0.0), ("lora", "grpo", 0.7, 0.5), ("lora", "sft", 1.0, 0.0), ("full", "grpo", 1.0, 0.5)],
+    [
+        ("lora", "grpo", 1.0, 0.0),
+        ("lora", "grpo", 0.7, 0.5),
+        ("lora", "sft", 1.0, 0.0),
+        ("lora", "reinforce", 1.0, 0.0),
+        ("full", "grpo", 1.0, 0.5),
+    ],
 )
 def test_updates_equal_plain_adamw_on_the_unpacked_loss(
     make_group: MakeGroup, weights: str, objective: str, t: float, kl_coef: float
@@ -178,6 +186,28 @@ def test_gspo_in_the_learner_does_not_depend_on_packing(make_group: MakeGroup) -
         assert clipped > 0, "later passes leave the clip"
         found.append(group.weights())
     assert far(*found) < 1e-6
+
+
+def test_long_trajectories_weigh_no_more_than_short_ones_in_a_trajectory_mean(make_group: MakeGroup) -> None:
+    config = make_config(algo={"aggregation": "trajectory-mean", "importance_cap": 0.0}, max_grad_norm=1e9)
+    owners = [0, 0, 1, 1, 2, 2, 2, 2, 2]
+    sequences = [replace(s, trajectory=t) for s, t in zip(make_sequences(), owners, strict=True)]
+    tokens = [sum(sum(s.loss_mask) for s in sequences if s.trajectory == t) for t in range(3)]
+    policies = PolicyModel.create("tiny-random", (ROLE,), "lora", config.model.lora, dtype="float32", device="cpu")
+    with policies.use(ROLE) as model:
+        policies.train_only(ROLE)
+        loss = torch.zeros(())
+        for s, t in zip(sequences, owners, strict=True):
+            lp = plain_logprobs(model, s.prompt_ids, s.completion_ids)[torch.tensor(s.loss_mask)]
+            loss = loss - s.advantage * lp.sum() / tokens[t] / 3
+        loss.backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(policies.trainable_parameters(ROLE).values(), 1e9))
+    for budget in (1, 10**6):
+        work = plan_microbatches(sequences, num_ranks=1, max_tokens_per_microbatch=budget, pad_id=0)
+        settings = replace(make_settings(work, "reinforce"), trained_trajectories=work.trained_trajectories)
+        (stats,) = make_group(config).update(work, settings)
+        assert stats["grad_norm"] == pytest.approx(norm, rel=1e-4)
+        assert stats["loss"] == pytest.approx(float(loss.detach()), rel=1e-4)
 
 
 def test_the_gradient_is_clipped_to_the_global_norm_and_the_norm_before_is_told(make_group: MakeGroup) -> None:

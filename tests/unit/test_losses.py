@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from memr1.algos.losses import PolicyLoss, grpo_loss, k3_kl, sft_loss, token_weights, value_loss
+from memr1.algos.losses import PolicyLoss, grpo_loss, k3_kl, reinforce_loss, sft_loss, token_weights, value_loss
 
 N = 48
 
@@ -214,6 +214,30 @@ def test_tokens_that_do_not_train_may_carry_any_rollout_logprob() -> None:
     assert torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize(("cap", "kl_coef"), [(2.0, 0.1), (0.0, 0.0)])
+def test_reinforce_loss_equals_a_scalar_loop_and_has_the_gradient_of_the_surrogate(cap: float, kl_coef: float) -> None:
+    t = tokens(6)
+    expected = 0.0
+    for lp, a, w, rollout, ref in zip(*(t[n].tolist() for n in ("lp", "adv", "w", "rollout", "ref")), strict=True):
+        importance = min(math.exp(clamp(lp - rollout, -20, 20)), cap) if cap else 1.0
+        k3 = math.exp(ref - lp) - 1 - (ref - lp)
+        expected += w * (-a * lp * importance + kl_coef * k3)
+
+    def loss(function: Callable[..., PolicyLoss], lp: Tensor, *old: Tensor) -> PolicyLoss:
+        return function(
+            lp, *old, t["adv"], t["w"],
+            rollout_logprobs=t["rollout"], ref_logprobs=t["ref"], kl_coef=kl_coef, importance_cap=cap,
+        )  # fmt: skip
+
+    lp = t["lp"].clone().requires_grad_()
+    found = loss(reinforce_loss, lp)
+    assert float(found.loss.detach()) == pytest.approx(expected, rel=1e-12)
+    assert int(found.stats["tokens"]) == int((t["w"] > 0).sum())
+    (grad,) = torch.autograd.grad(found.loss, lp)
+    (other,) = torch.autograd.grad(loss(grpo_loss, lp, lp.detach()).loss, lp)
+    assert torch.allclose(grad, other, atol=1e-15)
+
+
 def test_k3_is_zero_at_equality_never_negative_and_unbiased() -> None:
     logits = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64)
     other = torch.tensor([1.0, 0.5, 0.0, -0.7], dtype=torch.float64)
@@ -274,11 +298,20 @@ def test_token_mean_gives_every_trained_token_one_weight() -> None:
     assert weights.tolist() == pytest.approx([0.1] * 6)
 
 
+def test_trajectory_mean_gives_every_trajectory_one_weight_wherever_its_steps_lie() -> None:
+    # two sequences of one trajectory that has 2 more tokens elsewhere, and one of a trajectory of 3 tokens
+    tokens_of = torch.tensor([7, 7, 3, 7, 7, 7])
+    weights = token_weights(
+        torch.tensor([0, 0, 1, 2, 2, 2]), aggregation="trajectory-mean", denominator=2, trajectory_tokens=tokens_of
+    )
+    assert weights.tolist() == pytest.approx([1 / 14, 1 / 14, 1 / 6, 1 / 14, 1 / 14, 1 / 14])
+
+
 def test_sequence_mean_gives_every_sequence_one_weight() -> None:
     weights = token_weights(SEQUENCES, aggregation="sequence-mean", denominator=4)
     assert weights.tolist() == pytest.approx([1 / 8, 1 / 8, 1 / 4, 1 / 12, 1 / 12, 1 / 12])
 
 
 def test_an_unknown_aggregation_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match="use token-mean or sequence-mean"):
+    with pytest.raises(ValueError, match="use token-mean, sequence-mean or trajectory-mean"):
         token_weights(SEQUENCES, aggregation="mean", denominator=1)

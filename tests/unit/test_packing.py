@@ -382,3 +382,31 @@ def test_every_trained_token_is_scored_once_with_its_own_target_advantage_and_lo
     found = [s for rank in work.ranks for batch in rank for s in read_back(batch)]
     assert sorted(found) == sorted(map(as_seen, live))
     assert work.computed_tokens <= work.unshared_tokens
+
+
+@settings(max_examples=60, deadline=None)
+@given(sequences=any_sequences(), ranks=st.integers(1, 3), budget=st.integers(1, 40), data=st.data())
+def test_rewards_are_earned_with_last_tokens_and_trajectories_are_counted_over_all_micro_batches(
+    sequences: list[TrainSequence], ranks: int, budget: int, data: st.DataObject
+) -> None:
+    owner = st.one_of(st.none(), st.integers(0, 2))
+    steps = [replace(s, reward=float(i + 1), trajectory=data.draw(owner)) for i, s in enumerate(sequences)]
+    live = [s for s in steps if any(s.loss_mask)]
+    if not live:
+        return
+    work = plan(steps, ranks=ranks, budget=budget)
+    found = []
+    for batch in (b for rank in work.ranks for b in rank):
+        for s in np.unique(batch.sequence_ids):
+            own = batch.sequence_ids == s
+            *early, last = batch.rewards[own].tolist()
+            assert not any(early)
+            (tokens_of,) = set(batch.trajectory_tokens[own].tolist())
+            found.append((last, int(own.sum()), tokens_of))
+    expected = []
+    for step in live:
+        same = [step] if step.trajectory is None else [o for o in live if o.trajectory == step.trajectory]
+        expected.append((step.reward, sum(step.loss_mask), sum(sum(o.loss_mask) for o in same)))
+    assert sorted(found) == sorted(expected)
+    shared = {s.trajectory for s in live} - {None}
+    assert work.trained_trajectories == len(shared) + sum(s.trajectory is None for s in live)

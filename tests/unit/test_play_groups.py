@@ -22,12 +22,12 @@ from tests.unit.scripted import make_config
 class ScriptedPool:
     """Pays the first member of every `live_every`-th task more than the others; the rest are equal, or not judged."""
 
-    def __init__(self, live_every: int, error: str | None = None) -> None:
-        self.live_every, self.error = live_every, error
+    def __init__(self, live_every: int, error: str | None = None, judge_alike: bool = False) -> None:
+        self.live_every, self.error, self.judge_alike = live_every, error, judge_alike
         self.plays: list[list[Play]] = []
 
     def map(self, method: str, items: list[Play], **kwargs: Any) -> list[Trajectory]:
-        assert method == "play" and kwargs["judge_alike"] is False
+        assert method == "play" and kwargs["judge_alike"] is self.judge_alike
         self.plays.append(items)
         first = {p.task.id: p.seed for p in reversed(items)}
         return [self.trajectory(p, p.seed == first[p.task.id]) for p in items]
@@ -68,6 +68,23 @@ def test_groups_without_a_signal_are_refilled_by_as_many_tasks_as_it_seems_to_ta
     assert sorted({round(q.advantage, 6) for q in sequences}) == [-0.25, 0.75]
     seeds = [p.seed for plays in pool.plays for p in plays]
     assert len(set(seeds)) == len(seeds), "no two rollouts share a seed"
+
+
+@pytest.mark.parametrize("objective", ["ppo", "reinforce"])
+def test_where_nothing_is_compared_within_groups_one_rollout_per_task_is_enough(objective: str) -> None:
+    pool = ScriptedPool(live_every=2, judge_alike=True)
+    stage = f"stages=[{{objective: {objective}, group_size: 1}}]"
+    batch = trainer(pool, stage, "rollout.prompts_per_step=12", "rollout.resample_rounds=3")._play_groups(0)
+    assert [len(plays) for plays in pool.plays] == [12], "nothing is refilled"
+    rewards = [q.reward for q in batch.sequences]
+    assert sorted(set(rewards)) == [0.5, 1.0] and len(rewards) == 12
+    mean = sum(rewards) / len(rewards)
+    expected = [0.0 if objective == "ppo" else r - mean for r in rewards]
+    assert [q.advantage for q in batch.sequences] == pytest.approx(expected)
+    assert [q.trajectory for q in batch.sequences] == list(range(12))
+    shown = {r["advantage"] for r in batch.records}
+    assert shown == {None} if objective == "ppo" else len(shown) == 2
+    assert batch.metrics["groups/zero_variance_fraction"] == 0.0
 
 
 @pytest.mark.parametrize("rounds", [0, 2])
