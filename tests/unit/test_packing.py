@@ -308,7 +308,7 @@ def test_nothing_to_train_on_is_an_error() -> None:
         (((), (1,), (True,)), "at least one prompt token"),
         (((1,), (1, 2), (True,)), "got 2, 1, None"),
         (((1,), (1, 2), (True, True), 1.0, (-1.0,)), "got 2, 2, 1"),
-        (((1,), (1,), (True,), float("nan")), "advantage must be finite"),
+        (((1,), (1,), (True,), float("nan")), "advantage and reward must be finite"),
     ],
 )
 def test_a_train_sequence_that_would_shift_its_neighbours_is_refused(arguments: Any, message: str) -> None:
