@@ -45,7 +45,7 @@ class ScriptedPool:
 def trainer(pool: ScriptedPool, *overrides: str) -> Trainer:
     config = make_config("algo.advantage=dr-grpo", "stages=[{objective: grpo}]", *overrides)
     made = Trainer(config, cast(Any, pool), cast(Any, None), cast(Any, None))
-    made.tasks = [TrainTask(AnswerTask(str(i), "?", "x", "c", (), ()), None, "c") for i in range(1000)]
+    made.tasks = [TrainTask(AnswerTask(str(i), "?", "x", "c", (), ()), None) for i in range(1000)]
     made.sampler = ResumableSampler(1000, seed=1)
     return made
 
