@@ -76,9 +76,15 @@ def evaluate(
     run_dir: Annotated[
         Path | None, typer.Argument(help="Folder of a run, for example runs/train_local.", show_default=False)
     ] = None,
-    benchmark: Annotated[str, typer.Option(help="factworld, locomo or jsonl.")] = "factworld",
-    path: Annotated[Path | None, typer.Option(help="Data file, for locomo and jsonl.")] = None,
+    benchmark: Annotated[
+        str, typer.Option(help="factworld, locomo, longmemeval, msc, automemorybench or jsonl.")
+    ] = "factworld",
+    path: Annotated[Path | None, typer.Option(help="Data file; not for factworld.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
+    adversarial: Annotated[bool, typer.Option("--adversarial", help="LoCoMo: category 5, too.")] = False,
+    audit: Annotated[
+        Path | None, typer.Option(help="LoCoMo: corrected labels; rows with and without the corrected questions.")
+    ] = None,
     systems: Annotated[str, typer.Option(help="Comma-separated rows; empty takes those of the run's config.")] = "",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value change to the run's config; may be repeated.")
@@ -105,7 +111,7 @@ def evaluate(
     from memr1.training.report import write_report
 
     chosen = tuple(s for s in systems.split(",") if s)
-    evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console)
+    evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console, adversarial, audit)
     console.print(f"report: {write_report(run_dir)}", soft_wrap=True, markup=False)
 
 
@@ -184,8 +190,8 @@ def data_build(config: ConfigPath, overrides: Overrides = None) -> None:
 
 @data_app.command("show")
 def data_show(
-    kind: Annotated[str, typer.Argument(help="factworld, locomo or jsonl.")],
-    path: Annotated[Path | None, typer.Option(help="Data file, for locomo and jsonl.")] = None,
+    kind: Annotated[str, typer.Argument(help="factworld, locomo, longmemeval, msc, automemorybench or jsonl.")],
+    path: Annotated[Path | None, typer.Option(help="Data file; not for factworld.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "train",
     index: Annotated[int, typer.Option(help="Which dialogue, from 0.")] = 0,
 ) -> None:

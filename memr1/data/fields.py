@@ -75,6 +75,19 @@ class Field:
             self.fail(f"is {self.described()}; make it a whole number")
         return self.value
 
+    def boolean(self) -> bool:
+        """true or false."""
+        if not isinstance(self.value, bool):
+            self.fail(f"is {self.described()}; make it true or false")
+        return self.value
+
+    def answer(self, notes: list[str]) -> str:
+        """A gold answer: a string, or a number, which is cast to text and said so in `notes`."""
+        if isinstance(self.value, int | float) and not isinstance(self.value, bool):
+            notes.append("answer was a number")
+            return str(self.value)
+        return self.text()
+
     def described(self) -> str:
         """The kind of the value and its beginning, for messages."""
         if self.value is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterable
-from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from memr1.data.dates import spell_date
 from memr1.data.fields import Field, parse_json, read_text
-from memr1.data.types import Dialogue, Fact, OracleOp, Question, Session, Turn
+from memr1.data.types import Contract, Dialogue, Fact, OracleOp, Question, Session, Turn
 from memr1.errors import MemR1Error
 
 _EVENTS = ("ADD", "UPDATE", "DELETE", "NOOP")
@@ -69,7 +69,7 @@ def write_jsonl(dialogues: Iterable[Dialogue], path: str | Path) -> None:
 
 def dialogue_to_json(dialogue: Dialogue) -> dict[str, Any]:
     """A line of the file as plain JSON values."""
-    record = json.loads(json.dumps(asdict(dialogue), default=_as_iso))
+    record = json.loads(json.dumps(dataclasses.asdict(dialogue), default=_as_iso))
     for session in record["sessions"]:
         for turn in session["turns"]:
             _drop_nulls(turn)
@@ -183,13 +183,8 @@ def _fact(field: Field) -> Fact:
 
 
 def _question(field: Field, default_id: str, turn_ids: set[str]) -> Question:
-    known = {"id", "text", "answer", "category", "category_id", "evidence", "asked_after", "note"}
+    known = {f.name for f in dataclasses.fields(Question)}
     members = field.object(known)
-    evidence: list[str] = []
-    for item in members["evidence"].items() if "evidence" in members else ():
-        if item.text() not in turn_ids:
-            item.fail(f"is {item.described()}, which is no turn of this dialogue; name an existing turn id")
-        evidence.append(item.text())
     asked_after = _optional_text(members, "asked_after")
     if asked_after is not None and asked_after not in turn_ids:
         members["asked_after"].fail(f"is {asked_after!r}, which is no turn of this dialogue; name an existing turn id")
@@ -200,7 +195,33 @@ def _question(field: Field, default_id: str, turn_ids: set[str]) -> Question:
         answer=_optional_text(members, "answer", allow_empty=True),
         category=_optional_text(members, "category", allow_empty=True) or "",
         category_id=None if number is None or number.value is None else number.integer(),
-        evidence=tuple(evidence),
+        evidence=_turn_list(members, "evidence", turn_ids),
         asked_after=asked_after,
+        asked_on=_optional_text(members, "asked_on", allow_empty=True),
+        abstain=members["abstain"].boolean() if "abstain" in members else False,
+        contract=_contract(members["contract"], turn_ids) if "contract" in members else None,
         note=_optional_text(members, "note", allow_empty=True),
     )
+
+
+def _contract(field: Field, turn_ids: set[str]) -> Contract:
+    members = field.object({f.name for f in dataclasses.fields(Contract)})
+
+    def texts(key: str) -> tuple[str, ...]:
+        return tuple(item.text() for item in members[key].items()) if key in members else ()
+
+    return Contract(
+        required=texts("required"),
+        prohibited=texts("prohibited"),
+        admissible_turns=_turn_list(members, "admissible_turns", turn_ids),
+        prohibited_turns=_turn_list(members, "prohibited_turns", turn_ids),
+    )
+
+
+def _turn_list(members: dict[str, Field], key: str, turn_ids: set[str]) -> tuple[str, ...]:
+    named: list[str] = []
+    for item in members[key].items() if key in members else ():
+        if item.text() not in turn_ids:
+            item.fail(f"is {item.described()}, which is no turn of this dialogue; name an existing turn id")
+        named.append(item.text())
+    return tuple(named)

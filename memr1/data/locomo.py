@@ -195,6 +195,7 @@ def _questions(listed: Field, name: str, turn_ids: set[str], include_adversarial
                 category=LOCOMO_CATEGORIES[category],
                 category_id=category,
                 evidence=evidence,
+                abstain=category == 5,
                 note="; ".join(notes) or None,
             )
         )
@@ -206,10 +207,7 @@ def _answer(item: Field, answer: Field | None, category: int, notes: list[str]) 
         if category != 5:
             item.fail("has no answer; only category 5 may do without")
         return None
-    if isinstance(answer.value, int | float) and not isinstance(answer.value, bool):
-        notes.append("answer was a number")
-        return str(answer.value)
-    return answer.text()
+    return answer.answer(notes)
 
 
 def _evidence(field: Field | None, turn_ids: set[str], notes: list[str]) -> tuple[str, ...]:

@@ -63,6 +63,24 @@ class Session:
 
 
 @dataclass(frozen=True)
+class Contract:
+    """What an answer and the memories behind it must hold, may hold and must not hold, checked without a judge.
+
+    After AutoMemoryBench. The turns of required memories are the question's evidence; memories of other turns are
+    neither wanted nor forbidden.
+    """
+
+    required: tuple[str, ...] = ()
+    """Texts that a right answer holds."""
+    prohibited: tuple[str, ...] = ()
+    """Texts that no answer may hold: what was replaced, deleted or told in confidence."""
+    admissible_turns: tuple[str, ...] = ()
+    """Ids of the turns whose memories may be used besides the evidence."""
+    prohibited_turns: tuple[str, ...] = ()
+    """Ids of the turns whose memories must not be used."""
+
+
+@dataclass(frozen=True)
 class Question:
     """A question about a dialogue with its gold answer."""
 
@@ -80,6 +98,16 @@ class Question:
     """Id of the turn after which the question is asked; None means at the end of the dialogue."""
     note: str | None = None
     """What a reader repaired or dropped while reading this question, for reports."""
+    asked_on: str | None = None
+    """The day on which it is asked, as models see it; None where the dataset does not say."""
+    abstain: bool = False
+    """True where the right answer is that the dialogue does not say, or that it must not be told."""
+    contract: Contract | None = None
+
+    @property
+    def shown_text(self) -> str:
+        """The question as models see it, with the day on which it is asked."""
+        return f"{self.text} (asked on {self.asked_on})" if self.asked_on else self.text
 
 
 @dataclass(frozen=True)

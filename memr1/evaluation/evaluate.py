@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from memr1.config import Config, load_config
+from memr1.data.load import get_source, load_dialogues
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
+from memr1.evaluation.predictions import Prediction, dump_predictions
+from memr1.evaluation.scores import TEXT_MEASURES
+from memr1.evaluation.statistics import Interval
 from memr1.evaluation.systems import UNTRAINED, WARM, System, get_system
-from memr1.evaluation.table import Prediction, Row, dump_predictions, rich_table, summarize
+from memr1.evaluation.table import Row, format_interval, rich_table, summarize
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation, read_info
@@ -60,11 +64,16 @@ def evaluate(
     dialogues: Sequence[Dialogue],
     systems: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
+    measures: Sequence[str] = (),
 ) -> list[Row]:
     """Evaluate systems one after the other; each row is written to the run folder as soon as it is known.
 
     Weights come from the run's checkpoints. Systems that the dataset or the run lacks something for are left out, and
-    said so; MemR1Error when that leaves none. stop: asked before each system; True ends the evaluation there.
+    said so; MemR1Error when that leaves none. Where an audit disputes labels, a second row leaves those questions out.
+
+    benchmark: the name under which rows and predictions are kept.
+    stop: asked before each system; True ends the evaluation there.
+    measures: what tables show beside the text match, see `memr1.evaluation.scores`.
     """
     rows: list[Row] = []
     lacks: list[str] = []
@@ -85,16 +94,23 @@ def evaluate(
         _load_weights(config.run_dir, pool, state, system)
         results = pool.map("evaluate", dialogues, system=name, benchmark=benchmark)
         predictions: list[Prediction] = [p for part, _ in results for p in part]
-        row = summarize(predictions)
-        rows.append(row)
-        dump_predictions(predictions, config.run_dir / "predictions" / benchmark / f"{name}.jsonl")
-        log.evaluation(state.step, "evaluation", row.to_dict() | {"figures": [figures for _, figures in results]})
-        em = row.metrics["em_set"]
-        console.print(f"  {name}: EM {em.mean:.3f} [{em.low:.3f}, {em.high:.3f}]")
+        figures = [figures for _, figures in results]
+        sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
+        for part in [predictions] if len(sure) == len(predictions) else [predictions, sure]:
+            row = summarize(part, measures=measures)
+            rows.append(row)
+            dump_predictions(part, config.run_dir / "predictions" / row.benchmark / f"{name}.jsonl")
+            log.evaluation(state.step, "evaluation", row.to_dict() | {"figures": figures})
+        console.print(f"  {name}: {', '.join(f'{m} {format_interval(v)}' for m, v in _shown(rows[-1]))}")
     if not rows:
         raise MemR1Error(f"{config.run_dir}: no system can be evaluated on {benchmark}; {'; '.join(lacks)}")
     console.print(rich_table(rows, title=f"{benchmark}, {questions} questions"))
     return rows
+
+
+def _shown(row: Row) -> list[tuple[str, Interval]]:
+    """What a line of progress says of a row: exact match and the dataset's own measures."""
+    return [(m, v) for m, v in row.metrics.items() if m == "em_set" or m not in TEXT_MEASURES]
 
 
 def _lack(config: Config, state: TrainState, system: System, dialogues: Sequence[Dialogue]) -> str | None:
@@ -142,9 +158,10 @@ def evaluate_folder(
     systems: Sequence[str],
     overrides: Sequence[str],
     console: Console,
+    adversarial: bool = False,
+    audit: Path | None = None,
 ) -> list[Row]:
     """`memr1 eval`: evaluate a finished run again, on any benchmark, in this process."""
-    from memr1.data.load import load_dialogues
     from memr1.rollout.pool import LocalPool
     from memr1.training.checkpoints import committed, load_state
 
@@ -157,7 +174,14 @@ def evaluate_folder(
     if benchmark == "factworld":
         dialogues = held_out_worlds(config, split)
     else:
-        dialogues = load_dialogues(benchmark, str(path) if path else None, split, config.data.factworld)
+        dialogues = load_dialogues(
+            benchmark,
+            str(path) if path else None,
+            split,
+            config.data.factworld,
+            adversarial=adversarial,
+            audit=str(audit) if audit else None,
+        )
     checkpoints = committed(run_dir)
     if not checkpoints:
         raise MemR1Error(f"{run_dir}: the run has no committed checkpoint to take weights from; train it first")
@@ -165,8 +189,10 @@ def evaluate_folder(
     pool = LocalPool(config)
     try:
         with RunLog(run_dir) as log:
-            # rows of different splits must never meet in one table
-            label = benchmark if split == "test" else f"{benchmark}-{split}"
-            return evaluate(config, pool, state, log, console, label, dialogues, systems)
+            # rows over different questions or labels must never meet in one table
+            options = {split: split != "test", "adversarial": adversarial, "corrected": audit is not None}
+            label = "-".join([benchmark, *[name for name, chosen in options.items() if chosen]])
+            measures = get_source(benchmark).measures
+            return evaluate(config, pool, state, log, console, label, dialogues, systems, measures=measures)
     finally:
         pool.close()

@@ -9,15 +9,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from memr1.data.locomo import is_audited
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import Answered, ask, evidence_recall, retrieve
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
 from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import Ingested, embed_ahead, ingest_with_manager, ingest_without_model, turn_entries
 from memr1.errors import MemR1Error
+from memr1.evaluation.predictions import Prediction
 from memr1.evaluation.remember import Answers, RememberingEngine
 from memr1.evaluation.systems import System, get_system
-from memr1.evaluation.table import Prediction
 from memr1.memory.bank import MemoryBank
 from memr1.memory.types import MemoryEntry
 from memr1.rollout.engine import Engine
@@ -59,7 +60,7 @@ def evaluate_system(
         for q in d.questions
         if q.asked_after is None
     ]
-    episodes: list[Episode[list[Answered]]] = [ask(world, speaker, [(q.text, e)]) for _, q, e in asked]
+    episodes: list[Episode[list[Answered]]] = [ask(world, speaker, [(q.shown_text, e)]) for _, q, e in asked]
     remembering = RememberingEngine(engine, kept.answers)
     ready = time.perf_counter()
     answers = drive(episodes, remembering)
@@ -171,6 +172,11 @@ def _prediction(
         retrieved=tuple(e.text for e in entries),
         evidence_recall=evidence_recall(entries, question.evidence),
         seconds=seconds,
+        abstain=question.abstain,
+        disputed=is_audited(question),
+        evidence=question.evidence,
+        shown_turns=tuple(e.provenance.turn_ids for e in entries),
+        contract=question.contract,
     )
     if isinstance(outcome, Failure):
         if not isinstance(outcome.error, MemR1Error):

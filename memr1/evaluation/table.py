@@ -1,58 +1,23 @@
-"""From per-question predictions to tables: Prediction, Row, comparison. Called by the harness, the CLI and the report.
+"""From per-question predictions to tables: Row and comparison. Called by the evaluation, the CLI and the report.
 
-A prediction whose answer is None (unparsable, or the system failed) scores 0.0 and counts in `errors`; a question
-without gold is left out of all means and counted in `unscored`. Nothing is dropped in silence.
+A prediction whose answer is None (unparsable, or the system failed) scores 0.0 and counts in `errors`; a question that
+no measure applies to is left out of all means and counted in `unscored`. Nothing is dropped in silence.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memr1.errors import MemR1Error
+from memr1.evaluation.predictions import Prediction
+from memr1.evaluation.scores import TEXT_MEASURES, score
 from memr1.evaluation.statistics import Interval, PairedDifference, bootstrap_interval, paired_bootstrap
-from memr1.rewards.match import METRICS
 
 if TYPE_CHECKING:
     from rich.table import Table
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One question answered by one system."""
-
-    benchmark: str
-    system: str
-    dialogue_id: str
-    question_id: str
-    category: str
-    category_id: int | None
-    question: str
-    gold: str | None
-    """None where the dataset has no answer; such a prediction is kept but not scored."""
-    answer: str | None
-    """None where the completion could not be parsed, or where `error` says why there is none."""
-    retrieved: tuple[str, ...] = ()
-    """Texts of the entries shown to the answerer, best first."""
-    selected: tuple[str, ...] = ()
-    """Ids of the entries that the answerer said it used."""
-    evidence_recall: float | None = None
-    """Share of the question's evidence turns that the entries shown come from; None where unknown."""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_cut: bool = False
-    """True when memories were dropped to fit the prompt into its budget."""
-    seconds: float = 0.0
-    error: str | None = None
-
-    @property
-    def key(self) -> tuple[str, str]:
-        """What makes the question unique within its benchmark."""
-        return self.dialogue_id, self.question_id
 
 
 @dataclass(frozen=True)
@@ -79,13 +44,13 @@ class Row:
     n: int
     """Questions scored."""
     metrics: dict[str, Interval]
-    """By name, in the order of `memr1.rewards.match.METRICS`."""
+    """By name: the text match first, then the dataset's own measures. Each is over the questions that it applies to."""
     categories: tuple[CategoryRow, ...]
     """By category id, then in order of appearance."""
     errors: int = 0
     """Scored questions without an answer."""
     unscored: int = 0
-    """Questions left out because they have no gold."""
+    """Questions left out because no measure applies to them: they have no gold."""
     prompts_cut: int = 0
     """Scored questions whose prompt did not hold all retrieved entries."""
     evidence_recall: float | None = None
@@ -148,66 +113,35 @@ class Comparison:
         )
 
 
-def dump_predictions(predictions: Iterable[Prediction], path: str | Path) -> None:
-    """Write one JSON object per line."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for prediction in predictions:
-            file.write(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n")
-
-
-def load_predictions(path: str | Path) -> list[Prediction]:
-    """Read what `dump_predictions` wrote. MemR1Error names the file and line of anything else."""
-    path = Path(path)
-    if not path.is_file():
-        raise MemR1Error(f"{path}: no such file of predictions; `memr1 eval` writes one")
-    known = {f.name for f in dataclasses.fields(Prediction)}
-    out = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-            unknown = sorted(set(data) - known)
-            if unknown:
-                raise MemR1Error(f"{path}:{number}: {unknown[0]} is not a field of a prediction")
-            data["retrieved"], data["selected"] = tuple(data.get("retrieved", ())), tuple(data.get("selected", ()))
-            out.append(Prediction(**data))
-        except (ValueError, TypeError) as error:
-            raise MemR1Error(f"{path}:{number}: not a prediction: {error}; write the file again") from error
-    return out
-
-
-def score(prediction: Prediction, metric: str) -> float | None:
-    """Score of one prediction; None without gold, 0.0 without an answer."""
-    if metric not in METRICS:
-        raise MemR1Error(f"metric {metric!r} is not one of {', '.join(METRICS)}")
-    if prediction.gold is None or not str(prediction.gold).strip():
-        return None
-    return 0.0 if prediction.answer is None else METRICS[metric](prediction.answer, prediction.gold)
-
-
 def summarize(
-    predictions: Sequence[Prediction], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    predictions: Sequence[Prediction],
+    *,
+    measures: Sequence[str] = (),
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
 ) -> Row:
     """One system's predictions on one benchmark as a Row, overall and by category.
 
+    measures: names of `memr1.evaluation.scores.MEASURES` beside the text match.
     Raises MemR1Error when the predictions mix systems or benchmarks, when a question comes twice, and when no question
-    has a gold answer.
+    can be scored.
     """
     owners = list(dict.fromkeys((p.benchmark, p.system) for p in predictions))
     if len(owners) != 1:
         raise MemR1Error(f"summarize: expected predictions of one system on one benchmark, found {owners or 'none'}")
     _by_question(predictions)
-    scored = [p for p in predictions if score(p, "em_strict") is not None]
+    names = [*TEXT_MEASURES, *measures]
+    scored = [p for p in predictions if any(score(p, m) is not None for m in names)]
     if not scored:
         raise MemR1Error(f"{owners[0][0]}: none of {len(predictions)} questions of {owners[0][1]} has a gold answer")
 
     def intervals(group: Sequence[Prediction]) -> dict[str, Interval]:
-        values = {m: [float(score(p, m) or 0.0) for p in group] for m in METRICS}
+        values = {m: [v for p in group if (v := score(p, m)) is not None] for m in names}
         return {
-            m: bootstrap_interval(v, confidence=confidence, resamples=resamples, seed=seed) for m, v in values.items()
+            m: bootstrap_interval(v, confidence=confidence, resamples=resamples, seed=seed)
+            for m, v in values.items()
+            if v
         }
 
     groups: dict[tuple[int | None, str], list[Prediction]] = {}
@@ -277,7 +211,8 @@ def compare(
 def markdown_table(rows: Sequence[Row], *, by_category: str | None = None) -> str:
     """The rows as a Markdown table, in their order. Scores are percent, with 95 % intervals in brackets.
 
-    by_category: a metric; then the columns are the categories with that metric, instead of the metrics overall.
+    by_category: a metric; then the columns are the categories with that metric, instead of the metrics overall. Where
+        declining is the right answer, the category has no match, and its cells are the share that declined.
     """
     header, body = table_cells(rows, by_category=by_category)
     left = _left_columns(header)
@@ -306,7 +241,7 @@ def table_cells(rows: Sequence[Row], *, by_category: str | None = None) -> tuple
     several = len({r.benchmark for r in rows}) > 1
     start = ["benchmark", "system"] if several else ["system"]
     if by_category is None:
-        names = [m for m in METRICS if any(m in r.metrics for r in rows)]
+        names = list(dict.fromkeys(m for r in rows for m in r.metrics))
         header = [*start, "n", *names, *(["no answer"] if any(r.errors for r in rows) else [])]
         cells = [[str(r.n), *[format_interval(r.metrics.get(m)) for m in names]] for r in rows]
         if "no answer" in header:
@@ -319,8 +254,9 @@ def table_cells(rows: Sequence[Row], *, by_category: str | None = None) -> tuple
         header = [*start, *[f"{label} (n={'/'.join(map(str, sorted(ns)))})" for label, ns in sizes.items()]]
         cells = []
         for row in rows:
-            found = {c.label: c for c in row.categories}
-            cells.append([format_interval(found[k].metrics.get(by_category) if k in found else None) for k in sizes])
+            found = {c.label: c.metrics for c in row.categories}
+            measured = [found.get(label, {}) for label in sizes]
+            cells.append([format_interval(m.get(by_category) or m.get("abstained")) for m in measured])
     begin = [[r.benchmark, r.system] if several else [r.system] for r in rows]
     return header, [[*b, *line] for b, line in zip(begin, cells, strict=True)]
 

@@ -19,6 +19,13 @@ from memr1.errors import MemR1Error
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _ARTICLES_AND = re.compile(r"\b(a|an|the|and)\b")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNKNOWN = frozenset({"unknown", "none", "n/a", "not known", "not sure", "unsure"})
+_DECLINING = re.compile(
+    r"(\bno (information|mention|record|memory|memories)\b|(\bnot|\bnever|n't)( been)? "
+    r"(mention|specif|stat|provid|discuss|told|recorded|available|authorized|allowed|know|have (any )?information)|"
+    r"\b(cannot|can't|can not|unable to|not able to) (\w+ )?(answer|determine|say|tell|be determined|recall|share)|"
+    r"\bis unknown\b)"
+)
 _SET_SEPARATORS = str.maketrans(dict.fromkeys(".,!?", " "))
 
 
@@ -81,9 +88,10 @@ def locomo_f1(prediction: Any, gold: Any, category_id: int) -> float:
 
     Commas, punctuation and the words a, an, the, and are dropped; repeated tokens count. Category 1 (multi-hop): gold
     and prediction are split at commas, and the result is the mean over gold parts of the best F1 with any predicted
-    part. Category 3 (open-domain): the gold is cut at its first `;`. Categories 2 and 4: as they are.
+    part. Category 3 (open-domain): the gold is cut at its first `;`. Categories 2 and 4: as they are. Category 5
+    (adversarial) has no gold: 1.0 where the answer says `no information available` or `not mentioned`.
 
-    Raises MemR1Error for category 5 (adversarial: it has no gold and another rule) and for unknown categories.
+    Raises MemR1Error for unknown categories.
     """
     predicted, wanted = str(prediction), str(gold)
     if category_id == 1:
@@ -94,9 +102,18 @@ def locomo_f1(prediction: Any, gold: Any, category_id: int) -> float:
         return _stem_f1(predicted, wanted.split(";")[0].strip())
     if category_id in (2, 4):
         return _stem_f1(predicted, wanted)
-    raise MemR1Error(
-        f"locomo_f1: category {category_id!r} has no F1; LoCoMo scores categories 1 to 4 so. Drop category 5 first."
-    )
+    if category_id == 5:
+        return float(any(phrase in predicted.lower() for phrase in ("no information available", "not mentioned")))
+    raise MemR1Error(f"locomo_f1: {category_id!r} is no category of LoCoMo; they are numbered 1 to 5")
+
+
+def declines(answer: str) -> bool:
+    """Whether an answer says that it cannot be known or told: `unknown`, or a phrase such as `did not mention`.
+
+    A rule for the share of declined questions; a sentence that both declines and guesses counts as declined.
+    """
+    plain = " ".join(answer.lower().replace("\u2019", "'").split()).strip(" .!")
+    return plain in _UNKNOWN or _DECLINING.search(plain) is not None
 
 
 METRICS: dict[str, Callable[[Any, Any], float]] = {

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
-from memr1.evaluation.table import Row, compare, format_interval, load_predictions, markdown_table, table_cells
-from memr1.rewards.match import METRICS
+from memr1.evaluation.predictions import load_predictions
+from memr1.evaluation.scores import TEXT_MEASURES
+from memr1.evaluation.table import Row, compare, format_interval, markdown_table, table_cells
 from memr1.training import report_plots as plots
 from memr1.training.runlog import read_evaluation, read_info, read_metrics, read_rollouts, rollout_files
 
@@ -85,8 +86,8 @@ def write_report(run_dir: str | Path, *, metric: str = "em_set") -> Path:
     run_dir = Path(run_dir)
     if not run_dir.is_dir():
         raise MemR1Error(f"{run_dir}: no such run folder; a run's folder is <output>/<name> of its config")
-    if metric not in METRICS:
-        raise MemR1Error(f"report: metric {metric!r} is not one of {', '.join(METRICS)}")
+    if metric not in TEXT_MEASURES:
+        raise MemR1Error(f"report: metric {metric!r} is not one of {', '.join(TEXT_MEASURES)}")
     report = collect(run_dir, metric)
     (run_dir / "report.md").write_text(render_markdown(report), encoding="utf-8")
     path = run_dir / "report.html"

@@ -121,7 +121,7 @@ def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[An
             continue  # nothing to score, or a question about a state that has passed
         task = AnswerTask(
             id=f"{dialogue.id}/{q.id}",
-            question=q.text,
+            question=q.shown_text,
             gold=str(q.answer),
             category=q.category,
             entries=tuple(retrieve(bank, q.text, world)),
@@ -194,7 +194,7 @@ def _judges(
                 watches[q.id].append(entry.id)
     chosen += [q for q in bearing if q not in chosen]
     return tuple(
-        LinkedQuestion(q.text, str(q.answer), q.category, tuple(watches.get(q.id, ()))) for q in chosen[:number]
+        LinkedQuestion(q.shown_text, str(q.answer), q.category, tuple(watches.get(q.id, ()))) for q in chosen[:number]
     )
 
 

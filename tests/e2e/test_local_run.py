@@ -23,7 +23,7 @@ from memr1.config import Config, load_config
 from memr1.data.jsonl import write_jsonl
 from memr1.data.types import Dialogue, Fact, Question, Session, Turn
 from memr1.errors import MemR1Error
-from memr1.evaluation.table import load_predictions
+from memr1.evaluation.predictions import load_predictions
 from memr1.training.batch import BATCH_FILE
 from memr1.training.checkpoints import MARKER, committed, load_state
 from memr1.training.run import train

@@ -19,9 +19,9 @@ from memr1.envs.episode import World
 from memr1.errors import MemR1Error
 from memr1.evaluation.evaluate import evaluate, is_evaluated, weights_folder
 from memr1.evaluation.harness import Kept, evaluate_system
+from memr1.evaluation.predictions import Prediction, load_predictions
 from memr1.evaluation.remember import RememberingEngine
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
-from memr1.evaluation.table import Prediction, load_predictions
 from memr1.rollout.engine import GenerationRequest, SamplingParams
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation
@@ -270,6 +270,32 @@ def test_a_table_without_any_row_is_an_error(tmp_path: Path) -> None:
         MemR1Error, match=r"no system can be evaluated on factworld; trained: the run has no finished stage"
     ):
         table(tmp_path, ["trained"], state=TrainState())
+
+
+def test_disputed_labels_give_a_second_row_without_them(tmp_path: Path) -> None:
+    first, *others = [q for q in DIALOGUES[0].questions if q.asked_after is None]
+    disputed = replace(DIALOGUES[0], questions=(replace(first, note="audit TEMPORAL_ERROR"), *others))
+    rows, _, _, config = table(tmp_path, ["bm25"], dialogues=[disputed])
+    assert rows == ["bm25", "bm25"]
+    logged = [(r["benchmark"], r["n"]) for r in read_evaluation(config.run_dir)]
+    assert logged == [("factworld", len(others) + 1), ("factworld-undisputed", len(others))]
+    kept = load_predictions(config.run_dir / "predictions" / "factworld-undisputed" / "bm25.jsonl")
+    assert first.id not in {p.question_id for p in kept}
+
+
+def test_the_day_of_asking_is_shown_and_not_searched_for() -> None:
+    asked = replace(DIALOGUES[0].questions[0], asked_on="9 March 2030", asked_after=None)
+    prompts: list[str] = []
+
+    def script(prompt: str, request: GenerationRequest) -> str:
+        prompts.append(prompt)
+        return obedient(prompt, request)
+
+    dialogue = replace(DIALOGUES[0], questions=(asked,))
+    found, _ = evaluate_system("bm25", [dialogue], make_world(), ScriptedEngine(script), "factworld")
+    plain, _, _ = run("bm25", dialogues=[replace(dialogue, questions=(replace(asked, asked_on=None),))])
+    assert f"Question: {asked.text} (asked on 9 March 2030)" in prompts[0]
+    assert found[0].retrieved == plain[0].retrieved
 
 
 def test_a_stopped_evaluation_keeps_its_rows_and_is_not_finished(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from memr1.data.factworld import FactWorldConfig, generate_dialogues
 from memr1.data.jsonl import read_jsonl, write_jsonl
-from memr1.data.types import Dialogue, Fact, OracleOp, Question, Session, Turn
+from memr1.data.types import Contract, Dialogue, Fact, OracleOp, Question, Session, Turn
 from memr1.errors import MemR1Error
 
 RECORD: dict[str, Any] = {
@@ -154,6 +154,8 @@ def dialogues(draw: st.DrawFn) -> Dialogue:
         Session(f"s{n}", draw(times), draw(optional) or "", tuple(part))
         for n, part in enumerate((turns[:cut], turns[cut:]))
     )
+    some_texts = st.lists(texts, max_size=2).map(tuple)
+    some_turns = st.lists(st.sampled_from(turn_ids), max_size=2).map(tuple)
     questions = tuple(
         Question(
             i,
@@ -164,6 +166,9 @@ def dialogues(draw: st.DrawFn) -> Dialogue:
             tuple(draw(st.lists(st.sampled_from(turn_ids), max_size=3))),
             draw(st.none() | st.sampled_from(turn_ids)),
             draw(optional),
+            draw(optional),
+            draw(st.booleans()),
+            draw(st.none() | st.builds(Contract, some_texts, some_texts, some_turns, some_turns)),
         )
         for i in draw(st.lists(texts, max_size=3, unique=True))
     )

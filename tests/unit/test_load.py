@@ -50,14 +50,27 @@ def test_locomo_takes_the_papers_split(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "path", "split", "message"),
     [
-        ("locomoo", None, "train", "data.kind is 'locomoo'; did you mean locomo?"),
-        ("csv", None, "train", "data.kind is 'csv'; use one of factworld, locomo, jsonl"),
+        ("locomoo", None, "train", "no kind of data 'locomoo'; did you mean locomo?"),
+        (
+            "csv",
+            None,
+            "train",
+            "no kind of data 'csv'; use one of factworld, locomo, longmemeval, msc, automemorybench, jsonl",
+        ),
         ("jsonl", None, "train", "data.path is not set"),
         ("locomo", "", "train", "data.path is not set"),
         ("jsonl", "/no/such.jsonl", "train", "no such file; set data.path to a JSON Lines file"),
+        ("msc", "x.jsonl", "train", "msc has questions for evaluation only; use its split test"),
         ("factworld", None, "dev", "no split 'dev'; use one of train, validation, test"),
     ],
 )
 def test_what_cannot_be_loaded_says_what_to_set(kind: str, path: str | None, split: str, message: str) -> None:
     with pytest.raises(MemR1Error, match=message):
         load_dialogues(kind, path, split, WORLDS)
+
+
+def test_options_of_locomo_are_refused_elsewhere() -> None:
+    with pytest.raises(MemR1Error, match="--adversarial is for LoCoMo; leave it out for msc"):
+        load_dialogues("msc", "x.jsonl", "test", WORLDS, adversarial=True)
+    with pytest.raises(MemR1Error, match="--audit is for LoCoMo"):
+        load_dialogues("factworld", None, "test", WORLDS, audit="audit.json")

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from memr1.errors import MemR1Error
-from memr1.evaluation.table import dump_predictions, load_predictions
+from memr1.evaluation.predictions import dump_predictions, load_predictions
 from memr1.training.report import _comparisons, sample_rollouts, write_report
 from memr1.training.report_plots import duration, moving_average, stage_segments, time_shares
 from memr1.training.runlog import (

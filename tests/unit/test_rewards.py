@@ -103,9 +103,11 @@ def test_locomo_f1_of_category_3_ignores_what_follows_a_semicolon():
     assert locomo_f1("Likely no", "Likely no; she enjoys quiet evenings", 4) < 0.6
 
 
-def test_locomo_f1_refuses_categories_that_have_no_gold():
-    with pytest.raises(MemR1Error, match="category 5"):
-        locomo_f1("x", "y", 5)
+def test_locomo_f1_of_category_5_wants_the_official_words_and_other_numbers_are_refused():
+    assert locomo_f1("No information available.", None, 5) == 1.0
+    assert locomo_f1("unknown", None, 5) == 0.0
+    with pytest.raises(MemR1Error, match="6 is no category of LoCoMo"):
+        locomo_f1("x", "y", 6)
 
 
 @given(st.text(), st.text())

@@ -7,13 +7,11 @@ from dataclasses import replace
 import pytest
 
 from memr1.errors import MemR1Error
+from memr1.evaluation.predictions import Prediction, dump_predictions, load_predictions
 from memr1.evaluation.statistics import bootstrap_interval, paired_bootstrap
 from memr1.evaluation.table import (
-    Prediction,
     Row,
     compare,
-    dump_predictions,
-    load_predictions,
     markdown_table,
     rich_table,
     summarize,
