@@ -39,7 +39,7 @@ def iso(session: Session) -> str | None:
 def ingest_with_manager(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Ingested]:
     """Let a manager model decide about every turn's facts, from an empty bank."""
     config = world.config
-    bank = _empty_bank(dialogue, world)
+    bank = empty_bank(dialogue, world)
     done = Ingested(bank)
     for session, turn, facts in told(dialogue, world):
         prompt = world.agents.manager.prompt(
@@ -129,14 +129,14 @@ def replay(dialogue: Dialogue, world: World, policy: str, window: int = 0) -> It
     window: only the facts of that many turns before the moment are in its bank (the temporal bank of Memory-R1, arXiv
     2508.19828, section 4); 0 is all of them. Raises MemR1Error where the dataset has no oracle operations.
     """
-    bank = _empty_bank(dialogue, world)
+    bank = empty_bank(dialogue, world)
     place = {turn.id: i for i, (_, turn) in enumerate(dialogue.turns())}
     behind: list[tuple[Session, Turn, tuple[str, ...]]] = []
     for now in told(dialogue, world):
         session, turn, facts = now
         if window:
             behind = [b for b in behind if place[turn.id] - place[b[1].id] <= window]
-            bank = _empty_bank(dialogue, world)
+            bank = empty_bank(dialogue, world)
             for earlier in behind:
                 _apply(bank, *earlier, _operations(dialogue, bank, *earlier[1:], world, policy, partial=True), policy)
         ops = _operations(dialogue, bank, turn, facts, world, policy, partial=window > 0)
@@ -148,13 +148,13 @@ def replay(dialogue: Dialogue, world: World, policy: str, window: int = 0) -> It
 
 def ingest_without_model(dialogue: Dialogue, world: World, policy: str) -> MemoryBank:
     """The bank that `oracle` or `add-everything` makes of a dialogue."""
-    bank = _empty_bank(dialogue, world)
+    bank = empty_bank(dialogue, world)
     for session, turn, facts in told(dialogue, world):
         _apply(bank, session, turn, facts, _operations(dialogue, bank, turn, facts, world, policy), policy)
     return bank
 
 
-def _empty_bank(dialogue: Dialogue, world: World) -> MemoryBank:
+def empty_bank(dialogue: Dialogue, world: World) -> MemoryBank:
     return MemoryBank(dialogue.id, world.embedder, index=world.config.memory.index)
 
 

@@ -15,10 +15,11 @@ from memr1.data.load import get_source, load_dialogues
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
 from memr1.evaluation.predictions import Prediction, dump_predictions
+from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.scores import TEXT_MEASURES
 from memr1.evaluation.statistics import Interval
 from memr1.evaluation.systems import UNTRAINED, WARM, System, get_system
-from memr1.evaluation.table import Row, format_interval, rich_table, summarize
+from memr1.evaluation.table import format_interval, rich_table
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation, read_info
@@ -94,13 +95,13 @@ def evaluate(
         _load_weights(config.run_dir, pool, state, system)
         results = pool.map("evaluate", dialogues, system=name, benchmark=benchmark)
         predictions: list[Prediction] = [p for part, _ in results for p in part]
-        figures = [figures for _, figures in results]
+        footprints = [f for _, part in results for f in part]
         sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
         for part in [predictions] if len(sure) == len(predictions) else [predictions, sure]:
-            row = summarize(part, measures=measures)
+            row = summarize(part, footprints, measures=measures)
             rows.append(row)
             dump_predictions(part, config.run_dir / "predictions" / row.benchmark / f"{name}.jsonl")
-            log.evaluation(state.step, "evaluation", row.to_dict() | {"figures": figures})
+            log.evaluation(state.step, "evaluation", row.to_dict())
         console.print(f"  {name}: {', '.join(f'{m} {format_interval(v)}' for m, v in _shown(rows[-1]))}")
     if not rows:
         raise MemR1Error(f"{config.run_dir}: no system can be evaluated on {benchmark}; {'; '.join(lacks)}")

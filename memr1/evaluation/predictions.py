@@ -47,6 +47,8 @@ class Prediction:
     """Ids of the turns that hold the answer."""
     shown_turns: tuple[tuple[str, ...], ...] = ()
     """Ids of the turns that each entry of `retrieved` came from."""
+    reached: str | None = None
+    """How far the evidence came: `nothing`, `memory` or `prompt`; see `memr1.evaluation.failures`."""
     contract: Contract | None = None
     """What the answer and the entries shown must and must not hold, where the dataset says so."""
 
@@ -88,4 +90,16 @@ def load_predictions(path: str | Path) -> list[Prediction]:
             out.append(Prediction(**data))
         except (ValueError, TypeError) as error:
             raise MemR1Error(f"{path}:{number}: not a prediction: {error}; write the file again") from error
+    return out
+
+
+def by_question(predictions: Iterable[Prediction]) -> dict[tuple[str, str], Prediction]:
+    """Predictions by their keys. MemR1Error when a question comes twice."""
+    out: dict[tuple[str, str], Prediction] = {}
+    for p in predictions:
+        if p.key in out:
+            raise MemR1Error(
+                f"{p.benchmark}: {p.system} has two predictions for question {p.dialogue_id}/{p.question_id}"
+            )
+        out[p.key] = p
     return out

@@ -21,8 +21,7 @@ class System:
 
     name: str
     memory: str
-    """`none`, `bm25`, `embedding` and `full-context` work on raw turns; `add-everything`, `oracle` and `manager` on a
-    bank."""
+    """A key of `memr1.evaluation.memories.MEMORIES`."""
     answerer: str
     manager: str = UNTRAINED
     """Only with memory `manager`."""
@@ -35,11 +34,15 @@ SYSTEMS = {
         System("no-memory", "none", TRAINED, description="the trained answerer without any memory"),
         System("bm25", "bm25", TRAINED, description="BM25 over raw turns, the trained answerer"),
         System("embedding", "embedding", TRAINED, description="nearest raw turns, the trained answerer"),
+        System("hybrid", "hybrid", TRAINED, description="raw turns by words and vectors, fused by rank"),
         System(
             "full-context", "full-context", TRAINED, description="all turns, newest first, cut to the prompt budget"
         ),
         System("untrained", "manager", UNTRAINED, UNTRAINED, "the whole pipeline without any training"),
         System("add-everything", "add-everything", TRAINED, description="every fact added, the trained answerer"),
+        System("mem0-rules", "rules", TRAINED, description="a manager by similarity rules, the trained answerer"),
+        System("linked-notes", "linked-notes", TRAINED, description="A-Mem-like notes that bring their links along"),
+        System("tiers", "tiers", TRAINED, description="MemoryOS-like short-, mid- and long-term memory"),
         System("warm-started", "manager", WARM, WARM, "both roles after the supervised stages (Memory-SFT)"),
         System("warm-manager", "manager", TRAINED, WARM, "supervised manager, trained answerer"),
         System("warm-answerer", "manager", WARM, TRAINED, "trained manager, supervised answerer"),

@@ -156,12 +156,11 @@ class Runner:
         return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, seed=seed)
 
     def evaluate(self, dialogues: Sequence[Any], system: str, benchmark: str) -> list[Any]:
-        """Predictions of one system with figures about its banks; see `memr1.evaluation.harness`."""
+        """Predictions of one system and the footprints of its memories; see `memr1.evaluation.harness`."""
         from memr1.evaluation.harness import Kept, evaluate_system
 
         self._kept = self._kept or Kept()
-        predictions, figures = evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._kept)
-        return [(predictions, figures)]
+        return [evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._kept)]
 
 
 def _failed(play: Play, failure: Failure) -> Trajectory:

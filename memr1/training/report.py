@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
+from memr1.evaluation.comparison import compare
 from memr1.evaluation.predictions import load_predictions
+from memr1.evaluation.rows import Row
 from memr1.evaluation.scores import TEXT_MEASURES
-from memr1.evaluation.table import Row, compare, format_interval, markdown_table, table_cells
+from memr1.evaluation.table import format_interval, markdown_table, table_cells
 from memr1.training import report_plots as plots
 from memr1.training.runlog import read_evaluation, read_info, read_metrics, read_rollouts, rollout_files
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memr1.evaluation.table import Row
+from memr1.evaluation.rows import Row
 from memr1.training.runlog import RESERVED
 
 if TYPE_CHECKING:

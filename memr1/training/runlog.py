@@ -5,7 +5,7 @@ Called by the training loop; read by `report.py`, `view.py` and people with `jq`
     run.json                     facts about the run: model, seed, machine, start
     metrics.jsonl                one line per training step: step, stage, stage_step, time, then flat metrics
     rollouts/step_000012.jsonl   one trajectory per line, as played in that step, with its `advantage`
-    evaluation.jsonl             one row per evaluated system: step, stage, time, then `evaluation.table.Row`
+    evaluation.jsonl             one row per evaluated system: step, stage, time, then `evaluation.rows.Row`
 
 NaN and infinity are written as null: JSON has neither.
 """

@@ -6,7 +6,7 @@ import math
 import random
 
 from memr1.evaluation.predictions import Prediction, dump_predictions
-from memr1.evaluation.table import summarize_all
+from memr1.evaluation.rows import summarize_all
 from memr1.training.metrics import trajectory_record
 from memr1.training.runlog import RunLog
 from memr1.trajectory import Sequence, Step, Trajectory

@@ -18,9 +18,12 @@ from memr1.data.types import Dialogue, Question, Session, Turn
 from memr1.envs.episode import World
 from memr1.errors import MemR1Error
 from memr1.evaluation.evaluate import evaluate, is_evaluated, weights_folder
+from memr1.evaluation.failures import failure, reached
 from memr1.evaluation.harness import Kept, evaluate_system
+from memr1.evaluation.memories.base import Footprint, Memory
 from memr1.evaluation.predictions import Prediction, load_predictions
 from memr1.evaluation.remember import RememberingEngine
+from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
 from memr1.rollout.engine import GenerationRequest, SamplingParams
 from memr1.training.checkpoints import TrainState
@@ -42,16 +45,16 @@ def obedient(prompt: str, request: GenerationRequest) -> str:
 
 def run(
     name: str, *overrides: str, dialogues: list[Dialogue] = DIALOGUES
-) -> tuple[list[Prediction], dict[str, float], ScriptedEngine]:
+) -> tuple[list[Prediction], list[Footprint], ScriptedEngine]:
     engine = ScriptedEngine(obedient)
     world = make_world("rollout.manager_max_new_tokens=120", "rollout.answer_max_new_tokens=200", *overrides)
-    predictions, figures = evaluate_system(name, dialogues, world, engine, "factworld")
-    return predictions, figures, engine
+    predictions, footprints = evaluate_system(name, dialogues, world, engine, "factworld")
+    return predictions, footprints, engine
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_answers_every_final_question_once(name: str) -> None:
-    predictions, figures, engine = run(name)
+    predictions, footprints, engine = run(name)
     assert [p.question_id for p in predictions] == [q.id for q in QUESTIONS]
     assert [p.gold for p in predictions] == [q.answer for q in QUESTIONS]
     assert all(p.answer and p.error is None and p.system == name for p in predictions)
@@ -62,9 +65,12 @@ def test_every_system_answers_every_final_question_once(name: str) -> None:
     deciders = {r.policy for batch in engine.batches[:-1] for r in batch}
     if system.memory == "manager":
         assert deciders == {"base" if system.manager == UNTRAINED else "manager"}
+    elif system.memory == "linked-notes":
+        assert deciders == {"base"}
     else:
         assert deciders == set() and len(engine.batches) == 1
-    assert ("bank/entries" in figures) == (system.memory in ("manager", "oracle", "add-everything"))
+    assert len(footprints) == len(DIALOGUES) and all(f.seconds > 0 for f in footprints)
+    assert all((f.upkeep.tokens > 0) == (system.memory in ("manager", "linked-notes")) for f in footprints)
 
 
 def test_no_memory_shows_nothing() -> None:
@@ -131,20 +137,61 @@ def test_full_context_shows_all_turns_and_keeps_the_newest_when_cut() -> None:
 
 
 def test_a_perfect_bank_has_just_the_live_entries() -> None:
-    predictions, figures, _ = run("oracle-trained", "memory.answerer_top_k=60")
+    predictions, footprints, _ = run("oracle-trained", "memory.answerer_top_k=60")
     live = [w.live_entries(w.dialogue.sessions[-1].turns[-1].id) for w in fact_worlds(2)]
-    assert figures["bank/entries"] == sum(map(len, live)) / 2
+    assert [f.entries for f in footprints] == [f.sizes[-1] for f in footprints] == list(map(len, live))
+    for f, world in zip(footprints, fact_worlds(2), strict=True):
+        ends = [s.turns[-1].id for s in world.dialogue.sessions]
+        assert list(f.sizes) == [len(world.live_entries(end)) for end in ends]
     assert set(predictions[0].retrieved) == set(live[0])
 
 
-def test_figures_tell_what_the_manager_did_per_decision() -> None:
+def test_footprints_tell_what_the_manager_did() -> None:
     told = [len(w.fact_turns) for w in fact_worlds(2)]
-    _, figures, engine = run("trained")
-    assert figures["parse/reject_fraction"] == 0.0
-    done = figures["ops/add_per_decision"] + figures["ops/rejected_per_decision"]
-    assert done == 1.0  # one fact a turn, added or a duplicate
+    _, footprints, engine = run("trained")
+    for f, turns in zip(footprints, told, strict=True):
+        done = f.upkeep
+        assert (done.decisions, done.unreadable) == (turns, 0)
+        assert done.operations["ADD"] + done.rejected == turns  # one fact a turn, added or a duplicate
+        assert f.entries == f.sizes[-1] == done.operations["ADD"]
     assert sum(len(batch) for batch in engine.batches[:-1]) == sum(told)
-    assert figures["bank/entries"] == pytest.approx(figures["ops/add_per_decision"] * sum(told) / 2)
+
+
+def test_unreadable_decisions_are_counted_and_change_nothing() -> None:
+    world = make_world()
+    engine = ScriptedEngine(lambda prompt, _: "Use: none\nAnswer: x" if is_answerer(prompt) else "I think so")
+    predictions, footprints = evaluate_system("trained", DIALOGUES, world, engine, "factworld")
+    told = [len(w.fact_turns) for w in fact_worlds(2)]
+    assert [(f.entries, f.upkeep.decisions, f.upkeep.unreadable) for f in footprints] == [(0, n, n) for n in told]
+    row = summarize(predictions, footprints)
+    assert row.memory is not None and (row.memory.unreadable, row.memory.entries) == (1.0, 0.0)
+    named = sum(bool(q.evidence) for q in QUESTIONS)
+    assert row.failures["not stored"] == named and row.failures["not used"] == row.failures["not retrieved"] == 0
+    assert Row.from_dict(row.to_dict()) == row
+
+
+def test_wrong_answers_are_put_down_to_where_their_evidence_was_lost() -> None:
+    talk = Dialogue(
+        "d",
+        ("Ana",),
+        (Session("s", None, "", tuple(Turn(f"D1:{i}", "Ana", t) for i, t in enumerate(("red apple", "blue sky")))),),
+        (
+            Question("used", "red apple", "Ana: red apple", "c", evidence=("D1:0",)),
+            Question("unused", "red apple", "x", "c", evidence=("D1:0",)),
+            Question("unseen", "red apple", "x", "c", evidence=("D1:0", "D1:1")),
+            Question("untold", "red apple", "x", "c"),
+        ),
+    )
+    predictions, _, _ = run("embedding", "evaluation.retrieval_top_k=1", dialogues=[talk])
+    assert [failure(p) for p in predictions] == [None, "not used", "not retrieved", "no evidence"]
+    predictions, _, _ = run("no-memory", dialogues=[talk])
+    assert [failure(p) for p in predictions] == ["not stored"] * 3 + ["no evidence"]
+
+
+def test_a_revocation_that_was_carried_out_needs_no_entry() -> None:
+    memory = Memory(lambda _: [], [], ended=frozenset({"D2:1"}))
+    assert reached(("D2:1",), memory, []) == "prompt"
+    assert reached(("D1:1", "D2:1"), memory, []) == "nothing"
 
 
 def test_a_prompt_that_cannot_fit_is_that_system_s_error_and_not_the_end() -> None:

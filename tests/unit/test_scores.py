@@ -9,8 +9,9 @@ import pytest
 from memr1.data.types import Contract
 from memr1.errors import MemR1Error
 from memr1.evaluation.predictions import Prediction
+from memr1.evaluation.rows import summarize
 from memr1.evaluation.scores import score
-from memr1.evaluation.table import markdown_table, summarize
+from memr1.evaluation.table import markdown_table
 from memr1.rewards.match import declines
 
 PLAIN = Prediction("b", "s", "d", "q", "temporal", 2, "When?", "May 2023", "2 May 2023")

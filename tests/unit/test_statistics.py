@@ -7,16 +7,11 @@ from dataclasses import replace
 import pytest
 
 from memr1.errors import MemR1Error
+from memr1.evaluation.comparison import compare
 from memr1.evaluation.predictions import Prediction, dump_predictions, load_predictions
+from memr1.evaluation.rows import Row, summarize, summarize_all
 from memr1.evaluation.statistics import bootstrap_interval, paired_bootstrap
-from memr1.evaluation.table import (
-    Row,
-    compare,
-    markdown_table,
-    rich_table,
-    summarize,
-    summarize_all,
-)
+from memr1.evaluation.table import markdown_table, rich_table
 
 
 def prediction(i, *, answer="rome", gold="rome", system="trained", category="temporal", category_id=2, **changes):

@@ -1,0 +1,15 @@
+"""A bank kept by a manager model: Memory-R1, and its pipeline without training."""
+
+from __future__ import annotations
+
+from memr1.data.types import Dialogue
+from memr1.envs.episode import Episode, Speaker, World
+from memr1.envs.ingesting import ingest_with_manager
+from memr1.evaluation.memories.base import Memory, Upkeep, of_bank
+
+
+def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
+    """See `Build`. A decision that cannot be parsed changes nothing and leaves no record, but counts."""
+    done = yield from ingest_with_manager(dialogue, world, manager)
+    upkeep = Upkeep(decisions=done.decisions, unreadable=done.unparsed, tokens=done.tokens)
+    return of_bank(dialogue, done.bank, world, upkeep)
