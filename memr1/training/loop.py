@@ -245,8 +245,19 @@ class Trainer:
         policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
         self.learners = self.make_learners(stage.role, policies)
         if state.stage_step > 0 and self.checkpoint is not None:
-            self.learners.restore(str(self.checkpoint / "learner"))
+            self._restore(self.learners, self.checkpoint / "learner")
         return self.learners
+
+    def _restore(self, learners: LearnerGroup, folder: Path) -> None:
+        try:
+            learners.restore(str(folder))
+        except MemR1Error:
+            raise
+        except Exception as error:  # torch and DeepSpeed raise whatever their file formats meet
+            raise MemR1Error(
+                f"{folder}: the optimizer's files are damaged ({type(error).__name__}: {error}); resume from another "
+                "checkpoint with --resume FOLDER"
+            ) from error
 
     def _stage_tasks(self, stage: StageConfig) -> list[TrainTask]:
         dialogues = training_dialogues(self.config)

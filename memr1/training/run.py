@@ -33,6 +33,7 @@ FREE_TO_CHANGE = (
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
     "model.threads",
+    "learner.num_learners",
 )
 """Fields, or groups of fields, that may differ when a run is resumed; the others would make it another run."""
 
@@ -189,7 +190,9 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
             )
         load_state(checkpoint)
     if checkpoint is not None and written.exists():
-        _check_same_run(load_config(written), config, written)
+        old = load_config(written)
+        _check_same_run(old, config, written)
+        _check_world_size(old, config, checkpoint)
     for path in existing:
         if checkpoint is not None and path.name > checkpoint.name:  # what comes now replaces them, in the log as well
             discard(path)
@@ -227,6 +230,17 @@ def _check_same_run(old: Config, new: Config, path: Path) -> None:
         raise MemR1Error(
             f"{path}: the run was made with other settings: {', '.join(changed[:5])}. Resume with the same ones, or "
             "set another `name` to start a new run"
+        )
+
+
+def _check_world_size(old: Config, new: Config, checkpoint: Path) -> None:
+    before, now = old.learner.num_learners, new.learner.num_learners
+    # at ZeRO 0 every rank holds the whole optimizer; at the end of a stage there is none
+    if before != now and old.learner.zero_stage > 0 and (checkpoint / "learner").is_dir():
+        raise MemR1Error(
+            f"{checkpoint / 'learner'}: an optimizer in {before} shards (learner.zero_stage={old.learner.zero_stage}) "
+            f"cannot be read by learner.num_learners={now}; resume with {before}, or from a checkpoint at the end of a "
+            "stage, which has no optimizer"
         )
 
 

@@ -5,9 +5,11 @@ Not covered: that learning happens (the random model cannot), several processes 
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +21,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from memr1.config import Config, load_config
+from memr1.config import Config, load_config, to_yaml
 from memr1.data.jsonl import write_jsonl
 from memr1.data.types import Dialogue, Fact, Question, Session, Turn
 from memr1.errors import MemR1Error
 from memr1.evaluation.predictions import load_predictions
 from memr1.training.batch import BATCH_FILE
 from memr1.training.checkpoints import MARKER, committed, load_state
-from memr1.training.run import train
+from memr1.training.run import prepare_folder, train
 from memr1.training.runlog import read_evaluation, read_metrics, read_rollouts, rollout_files
 from tests.e2e import plumbing
 
@@ -206,6 +208,58 @@ def test_resuming_with_other_settings_names_them(finished: tuple[Path, Path, str
     with pytest.raises(MemR1Error, match=f"made with other settings: {field}. Resume with the same ones"):
         run_here(path, "r", override, resume="auto")
     assert (run / "config.yaml").read_text() == written
+
+
+def test_another_number_of_learners_is_refused_only_where_the_optimizer_is_in_shards(
+    finished: tuple[Path, Path, str], tmp_path: Path
+) -> None:
+    path, run, _ = finished
+    sharded = load_config(path, [f"output={path.parent}", "name=r", "learner.zero_stage=2", "learner.num_learners=2"])
+    folder = tmp_path / "r"
+    shutil.copytree(run, folder)
+    (folder / "config.yaml").write_text(to_yaml(sharded))
+    two, one = (
+        dataclasses.replace(sharded, output=str(tmp_path), learner=dataclasses.replace(sharded.learner, num_learners=n))
+        for n in (2, 1)
+    )
+    assert prepare_folder(one, "auto") == folder / "checkpoints/step_000008"  # the end of a stage
+    (folder / "config.yaml").write_text(to_yaml(two))
+    (folder / "checkpoints/step_000008/learner").mkdir()
+    with pytest.raises(
+        MemR1Error, match=r"step_000008/learner: an optimizer in 2 shards .*zero_stage=2.* resume with 2"
+    ):
+        prepare_folder(one, "auto")
+    whole = dataclasses.replace(one, learner=dataclasses.replace(one.learner, zero_stage=0))
+    (folder / "config.yaml").write_text(
+        to_yaml(dataclasses.replace(two, learner=dataclasses.replace(two.learner, zero_stage=0)))
+    )
+    assert prepare_folder(whole, "auto") == folder / "checkpoints/step_000008"
+
+
+@pytest.mark.parametrize(
+    ("torn", "said"),
+    [
+        ("state.json", "state.json: not readable .* resume from another one"),
+        (
+            "policies/manager/adapter_model.safetensors",
+            "adapter_model.safetensors: is damaged .* restore it from another",
+        ),
+        ("policies/answerer/adapter_config.json", "adapter_config.json: is not JSON"),
+        ("learner/learner/mp_rank_00_model_states.pt", "learner: the optimizer's files are damaged .*--resume FOLDER"),
+        ("batch.json", "batch.json: not a readable batch .*use another checkpoint"),
+    ],
+)
+def test_a_torn_checkpoint_is_refused_by_the_name_of_its_file(
+    straight: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torn: str, said: str
+) -> None:
+    path, _ = straight
+    with monkeypatch.context() as patch:
+        patch.setenv(plumbing.SIGNAL_VARIABLE, "SIGINT:1")
+        run, _ = run_here(path, "torn", f"output={tmp_path}", "rollout.max_staleness=1")
+    file = committed(run)[-1] / torn
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(MemR1Error, match=said):
+        run_here(path, "torn", f"output={tmp_path}", "rollout.max_staleness=1", resume="auto")
 
 
 def test_a_finished_run_is_not_trained_or_evaluated_again(

@@ -29,12 +29,16 @@ def sequences(seed: int, count: int = 12) -> list[TrainSequence]:
     return out
 
 
-def train(config, work: Sequence[Sequence[TrainSequence]]) -> tuple[dict[str, np.ndarray], list[float]]:
+def train(
+    config, work: Sequence[Sequence[TrainSequence]], *, restore: str | None = None, save: str | None = None
+) -> tuple[dict[str, np.ndarray], list[float]]:
     from memr1.rllib.learner_group import RayLearnerGroup
 
     group = RayLearnerGroup(config, "answerer", None, HALF)
     try:
         losses = []
+        if restore is not None:
+            group.restore(restore)
         for batch in work:
             plan = plan_microbatches(
                 batch,
@@ -45,6 +49,8 @@ def train(config, work: Sequence[Sequence[TrainSequence]]) -> tuple[dict[str, np
             )
             settings = UpdateSettings("grpo", 1e-3, plan.trained_tokens, plan.trained_sequences, temperature=1.0)
             losses.append(sum(s["loss"] for s in group.update(plan, settings)))
+        if save is not None:
+            group.save(save)
         return group.weights(), losses
     finally:
         group.close()
@@ -66,6 +72,15 @@ def test_two_ranks_train_the_same_weights_as_one(ray_cluster, make_config, tmp_p
     assert max(gaps.values()) < 1e-5, max(gaps.items(), key=lambda item: item[1])
     moved = max(float(np.abs(w).max()) for name, w in weights.items() if "lora_B" in name)
     assert moved > 1e-3  # the second half of an adapter starts at zero
+
+
+def test_at_zero_0_one_rank_goes_on_where_two_stopped(ray_cluster, make_config, tmp_path, one_rank):
+    folder = str(tmp_path / "learner")
+    _, first = train(make_config(tmp_path, "learner.num_learners=2"), [sequences(1)], save=folder)
+    weights, second = train(make_config(tmp_path), [sequences(2)], restore=folder)
+    expected, expected_losses = one_rank
+    assert first + second == pytest.approx(expected_losses, abs=1e-5)
+    assert max(float(np.abs(weights[name] - expected[name]).max()) for name in weights) < 1e-5
 
 
 def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, make_config, tmp_path):
@@ -132,3 +147,47 @@ def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different
         local.close()
         session.close()
     assert ray.is_initialized()
+
+
+@pytest.mark.timeout(600)
+def test_a_learner_killed_in_an_update_while_groups_are_played_ahead_changes_nothing(
+    ray_cluster, make_config, tmp_path
+):
+    """The batch that was played ahead is taken from the checkpoint, since the weights that played it are gone."""
+    import ray
+
+    from memr1.rllib.session import RaySession
+    from memr1.training.local import LocalSession
+    from memr1.training.run import prepare_folder
+    from memr1.training.runlog import RunLog, read_metrics
+    from tests.ray.test_training import LEARNABLE, with_grpo
+
+    settings = [s for s in LEARNABLE if "every_steps" not in s] + ["rollout.max_staleness=1"]
+
+    def open_session(kind: type, name: str):
+        config = with_grpo(make_config(tmp_path, f"name={name}", "checkpoint.every_steps=2", *settings), 5)
+        prepare_folder(config, "never")
+        return kind(config, RunLog(config.run_dir), None)
+
+    local, session = open_session(LocalSession, "local"), open_session(RaySession, "ray")
+    try:
+        expected = [local.step() for _ in range(65)]
+        trainer = session.trainer
+        got = [session.step() for _ in range(63)]
+        update = trainer._update
+
+        def killed(learners, sequences):
+            ray.kill(learners.actors[0])
+            trainer._update = update
+            return update(learners, sequences)
+
+        trainer._update = killed
+        got += [session.step() for _ in range(2)]
+        assert session.restarts == 1
+        for name in ("learner/loss", "rollout/staleness", "reward/mean"):
+            assert [m.get(name) for m in got] == pytest.approx([m.get(name) for m in expected], abs=1e-5), name
+        assert got[-1]["rollout/staleness"] == 1
+        assert [line["step"] for line in read_metrics(trainer.config.run_dir)] == list(range(1, 66))
+    finally:
+        local.close()
+        session.close()

@@ -134,6 +134,41 @@ def test_a_runner_that_dies_during_a_push_has_the_new_version_when_the_push_retu
     assert versions(pool) == {1: 9, 2: 9}
 
 
+@pytest.mark.parametrize("phase", ["build_tasks", "evaluate", "save_policies", "load_policies", "pop_timings"])
+def test_a_runner_that_dies_in_any_other_phase_is_replaced_and_the_phase_completes(pool, algorithm, tmp_path, phase):
+    from memr1.training.worlds import training_dialogues
+
+    update = perturbed(pool, 20)
+    pool.push(update)
+    pool.first("save_policies", str(tmp_path / "before"))
+    dialogues = training_dialogues(algorithm.trainer.config)
+    calls = {
+        "build_tasks": lambda: [
+            t.task.id for t in pool.map("build_tasks", dialogues, role="answerer", bank="oracle", seed=0)
+        ],
+        "evaluate": lambda: [
+            p.answer
+            for predictions, _ in pool.map("evaluate", dialogues, system="add-everything", benchmark="factworld")
+            for p in predictions
+        ],
+        "save_policies": lambda: pool.first("save_policies", str(tmp_path / "saved")),
+        "load_policies": lambda: pool.load_policies(str(tmp_path / "before"), ("answerer",)),
+        "pop_timings": lambda: sorted(pool.pop_timings()) and None,  # what a dead runner measured is gone
+    }
+    undisturbed = calls[phase]()
+    before = pool.replaced
+    die_in(pool, 1, phase)
+    assert calls[phase]() == undisturbed
+    assert pool.replaced == before + 1
+    wait_for(lambda: len(pool.ready()) == 2)
+    assert versions(pool) == {1: 20, 2: 20}
+    (weights,) = pool.first("export_weights", ("answerer",))
+    assert weights.checksum == update.checksum
+    if phase == "save_policies":
+        saved = tmp_path / "saved" / "answerer" / "adapter_model.safetensors"
+        assert saved.read_bytes() == (tmp_path / "before" / "answerer" / "adapter_model.safetensors").read_bytes()
+
+
 def test_an_error_in_a_runner_comes_out_as_it_is_and_ends_no_runner(pool, tmp_path):
     before = pool.replaced
     with pytest.raises(MemR1Error, match=str(tmp_path)) as caught:
