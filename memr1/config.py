@@ -100,6 +100,10 @@ class RolloutConfig:
 
     num_runners: int = 1
     """Ray actors that play episodes. With the `local` backend everything runs in this process."""
+    engine: str = "transformers"
+    """What generates: `transformers` (built in, CPU and GPU) or `vllm` (an optional extra, see docs/install.md)."""
+    vllm_memory_fraction: float = 0.5
+    """Share of a GPU's memory that vLLM takes for weights and key-value cache; the rest is left to a learner."""
     prompts_per_step: int = 8
     """Distinct tasks played in one training step; each is played `group_size` times."""
     group_size: int = 8
@@ -316,6 +320,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "model.weights": ("lora", "full"),
     "data.kind": ("factworld", "locomo", "jsonl"),
     "memory.index": ("exact", "chroma"),
+    "rollout.engine": ("transformers", "vllm"),
     "memory.on_reject": ("abort", "skip"),
     "agents.extractor": ("gold", "utterance", "llm"),
     "agents.protocol": ("lines", "json"),
@@ -514,6 +519,11 @@ def validate(config: Config, source: str = "config") -> None:
         r.max_staleness == 0 or config.algo.importance_cap > 0,
         "rollout.max_staleness",
         "1 needs algo.importance_cap above 0: without the correction, groups played with older weights bias the update",
+    )
+    need(
+        0 < r.vllm_memory_fraction <= 1,
+        "rollout.vllm_memory_fraction",
+        f"must be above 0 and at most 1, is {r.vllm_memory_fraction}",
     )
     need(r.temperature > 0, "rollout.temperature", f"must be above 0, is {r.temperature}; evaluation is greedy anyway")
     need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")

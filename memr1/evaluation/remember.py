@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from memr1.rollout.engine import Completion, Engine, GenerationRequest, WeightUpdate
 
-Answers = dict[tuple[str, int, tuple[int, ...], int], Completion]
-"""(policy, its weight version, prompt, most new tokens) -> the greedy completion."""
+Answers = dict[tuple[str, int, tuple[int, ...], int, tuple[str, ...]], Completion]
+"""(policy, its weight version, prompt, most new tokens, stop texts) -> the greedy completion."""
 
 
 class RememberingEngine:
@@ -21,7 +21,9 @@ class RememberingEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """See `Engine.generate`."""
         versions = self.inner.weight_versions()
-        keys = [(r.policy, versions[r.policy], r.prompt_ids, r.sampling.max_new_tokens) for r in requests]
+        keys = [
+            (r.policy, versions[r.policy], r.prompt_ids, r.sampling.max_new_tokens, r.sampling.stop) for r in requests
+        ]
         new = [i for i, r in enumerate(requests) if r.sampling.temperature > 0 or keys[i] not in self.answers]
         self.computed += len(new)
         made = dict(zip(new, self.inner.generate([requests[i] for i in new]) if new else [], strict=True))
@@ -39,3 +41,7 @@ class RememberingEngine:
     def set_weight_versions(self, versions: Mapping[str, int]) -> None:
         """See `Engine.set_weight_versions`."""
         self.inner.set_weight_versions(versions)
+
+    def pop_timings(self) -> dict[str, float]:
+        """See `Engine.pop_timings`."""
+        return self.inner.pop_timings()

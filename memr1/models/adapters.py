@@ -230,8 +230,7 @@ class PolicyModel:
         """Weight of every adapted layer with the adapter added; None where a layer is no linear of its own."""
         from torch import nn
 
-        # torch counts in-place changes of a tensor: an adapter that was loaded or trained has another state
-        state = tuple((id(p), p._version) for p in self._parameters[policy].values())
+        state = self.state_of(policy)
         kept = self._merged.get(policy)
         if kept is None or kept[0] != state:
             layers = [m for m in model.modules() if hasattr(m, "lora_A")]
@@ -241,6 +240,17 @@ class PolicyModel:
             weights = {m: m.base_layer.weight.data + m.get_delta_weight(policy).detach() for m in layers}
             self._merged[policy] = kept = (state, weights)
         return kept[1]
+
+    def state_of(self, policy: str) -> tuple[Any, ...]:
+        """Something that is equal as long as a policy's weights have not changed: caches made with them are good."""
+        self._check_policy(policy)
+        # torch counts in-place changes of a tensor: an adapter that was loaded or trained has another state
+        return tuple((id(p), p._version) for p in self._parameters.get(policy, {}).values())
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank of the adapters; mode `lora` only."""
+        return int(self._peft.peft_config[self.roles[0]].r)
 
     def module(self, role: str) -> PreTrainedModel:
         """The module that holds a role's parameters, for handing to an optimizer engine; call it only inside `use`."""

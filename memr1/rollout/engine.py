@@ -25,10 +25,14 @@ class SamplingParams:
     temperature: float = 0.0
     seed: int = 0
     """Used when temperature > 0; a request's tokens depend on its own seed only, not on what it is batched with."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion as soon as it contains one of them. The tokens that make it up are part of it."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or not self.temperature >= 0 or self.seed < 0:
-            raise ValueError(f"max_new_tokens >= 1, temperature >= 0 and seed >= 0 are needed, got {self}")
+        if self.max_new_tokens < 1 or not self.temperature >= 0 or self.seed < 0 or "" in self.stop:
+            raise ValueError(
+                f"max_new_tokens >= 1, temperature >= 0, seed >= 0 and no empty stop text are needed, got {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,11 @@ class Completion:
     """What came back."""
 
     ids: tuple[int, ...]
-    """Includes the end-of-turn token when `finish_reason` is `stop`."""
+    """Includes what ended it: the end-of-turn token, or the tokens of the stop text."""
     logprobs: tuple[float, ...]
     """Log-probability of each token under softmax(logits / temperature); at temperature 1 for greedy requests."""
     finish_reason: str
-    """`stop` (end-of-turn token) or `length`."""
+    """`stop` (end-of-turn token or stop text) or `length`."""
     weight_version: int
 
 
@@ -107,3 +111,6 @@ class Engine(Protocol):
 
     def set_weight_versions(self, versions: Mapping[str, int]) -> None:
         """Say which versions the weights are that were read from files rather than pushed."""
+
+    def pop_timings(self) -> dict[str, float]:
+        """Seconds (names end in `_s`) and tokens since the last call."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from memr1.agents.roles import make_agents
+from memr1.agents.roles import Agents, make_agents
 from memr1.config import Config
 from memr1.envs.answering import AnswerTask, play_answers
 from memr1.envs.deciding import DecisionTask, play_decisions
@@ -23,7 +23,7 @@ from memr1.memory.embed import load_embedder
 from memr1.models.adapters import PolicyModel
 from memr1.models.registry import context_window, load_tokenizer
 from memr1.rewards.base import make_reward
-from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.engine import Engine, WeightUpdate
 from memr1.rollout.transformers_engine import TransformersEngine
 from memr1.trajectory import Trajectory
 
@@ -71,19 +71,40 @@ class Runner:
             config.model.lora,
             seed=config.seed,
             dtype=config.model.dtype,
-            device=config.model.device,
+            device="cpu" if config.rollout.engine == "vllm" else config.model.device,
         )
-        self._check_window()
-        self.engine = TransformersEngine(
-            self.policies,
-            eos_ids=eos_token_ids(self.policies, tokenizer),
-            pad_id=tokenizer.pad_token_id,
-            max_tokens_per_batch=config.rollout.max_tokens_per_batch,
+        longest = self._longest()
+        agents = make_agents(config, tokenizer)
+        self.engine = self._make_engine(
+            eos_token_ids(self.policies, tokenizer), tokenizer.pad_token_id, agents, longest
         )
         self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
-        self.world = World(config, make_agents(config, tokenizer), load_embedder(config.memory.embedder))
+        self.world = World(config, agents, load_embedder(config.memory.embedder))
 
-    def _check_window(self) -> None:
+    def _make_engine(self, eos_ids: tuple[int, ...], pad_id: int, agents: Agents, longest: int) -> Engine:
+        config = self.config
+        if config.rollout.engine == "vllm":
+            from memr1.rollout.vllm_engine import VllmEngine
+
+            return VllmEngine(
+                self.policies,
+                eos_ids,
+                max_tokens=longest,
+                memory_fraction=config.rollout.vllm_memory_fraction,
+                dtype=config.model.dtype,
+                device=config.model.device,
+                seed=config.seed,
+            )
+        return TransformersEngine(
+            self.policies,
+            eos_ids,
+            pad_id,
+            max_tokens_per_batch=config.rollout.max_tokens_per_batch,
+            decode=agents.codec.decode,
+        )
+
+    def _longest(self) -> int:
+        """Tokens of the longest prompt and completion together. MemR1Error when the model has no room for them."""
         rollout, name = self.config.rollout, self.config.model.name
         window = context_window(self.policies.module("base"))
         completions = (rollout.answer_max_new_tokens, rollout.manager_max_new_tokens, rollout.extractor_max_new_tokens)
@@ -94,6 +115,7 @@ class Runner:
                 f"a window of {window}; set rollout.max_prompt_tokens to at most "
                 f"{window - longest + rollout.max_prompt_tokens}"
             )
+        return longest
 
     def play(
         self, plays: Sequence[Play], reward: str, temperature: float, judge_alike: bool = True

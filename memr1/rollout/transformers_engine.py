@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from memr1.models.adapters import PolicyModel
 
+Decode = Callable[[Sequence[int]], str]
 COMPACT_BELOW = 0.75
 """Finished rows are dropped from the cache when fewer than this share of the rows are still running."""
 
@@ -32,8 +33,15 @@ class TransformersEngine:
     """Batched generation with a decode loop over a preallocated cache. Not thread-safe."""
 
     def __init__(
-        self, policies: PolicyModel, eos_ids: Sequence[int], pad_id: int, *, max_tokens_per_batch: int = 16384
+        self,
+        policies: PolicyModel,
+        eos_ids: Sequence[int],
+        pad_id: int,
+        *,
+        max_tokens_per_batch: int = 16384,
+        decode: Decode | None = None,
     ) -> None:
+        """decode: token ids to text; needed for requests with stop texts."""
         model = policies.module(policies.roles[0])
         kinds = attention_kinds(model)
         if not kinds:
@@ -46,6 +54,7 @@ class TransformersEngine:
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.max_tokens_per_batch = max_tokens_per_batch
+        self.decode = decode
         self.timings: dict[str, float] = defaultdict(float)
         """Seconds and token counts by phase since the last `pop_timings`."""
         self._versions: dict[str, int] = dict.fromkeys(policies.policies(), 0)
@@ -85,6 +94,8 @@ class TransformersEngine:
         for i, request in enumerate(requests):
             if not request.prompt_ids:
                 raise ValueError(f"request {i} has an empty prompt")
+            if request.sampling.stop and self.decode is None:
+                raise ValueError(f"request {i} has stop texts, and the engine was made without a way to read tokens")
             by_policy[request.policy][request.prompt_ids].append(i)
         for policy, prompts in by_policy.items():
             with self.policies.use_merged(policy) as model:
@@ -151,16 +162,17 @@ class TransformersEngine:
             rows: list[tuple[int, list[int]]] = []  # (prompt index, request indices served by this row)
             prompts = [prompt for family in batch for prompt in family]
             for p, prompt in enumerate(prompts):
-                greedy: dict[int, list[int]] = {}
+                greedy: dict[tuple[int, tuple[str, ...]], list[int]] = {}
                 for i in members_of[prompt]:
                     sampling = requests[i].sampling
+                    ends = (sampling.max_new_tokens, sampling.stop)
                     if sampling.temperature > 0:
                         rows.append((p, [i]))
-                    elif sampling.max_new_tokens in greedy:
-                        greedy[sampling.max_new_tokens].append(i)
+                    elif ends in greedy:
+                        greedy[ends].append(i)
                     else:
-                        greedy[sampling.max_new_tokens] = [i]
-                        rows.append((p, greedy[sampling.max_new_tokens]))
+                        greedy[ends] = [i]
+                        rows.append((p, greedy[ends]))
             filled = prefill(model, batch, self.pad_id)
             assert filled.logits is not None and filled.mask is not None
             self.timings["prefill_s"] += time.perf_counter() - start
@@ -178,6 +190,8 @@ class TransformersEngine:
                 temperatures=[s.temperature for s in how],
                 seeds=[s.seed for s in how],
                 eos_ids=self.eos_ids,
+                stops=[s.stop for s in how],
+                decode=self.decode,
             )
             self.timings["decode_s"] += time.perf_counter() - start
             self.timings["decode_tokens"] += sum(len(ids) for ids, _, _ in decoded)
@@ -200,6 +214,8 @@ def _decode(
     temperatures: list[float],
     seeds: list[int],
     eos_ids: Sequence[int],
+    stops: list[tuple[str, ...]],
+    decode: Decode | None,
 ) -> list[tuple[list[int], list[float], str]]:
     """Sample one completion per row; rows of one prompt start from copies of its cache."""
     import torch
@@ -235,9 +251,14 @@ def _decode(
         tokens[live, step] = choice[alive]
         logprobs[live, step] = scores.gather(1, choice[:, None]).squeeze(1)[alive]
         lengths[live] += 1
-        hit_eos = torch.isin(choice, eos)
-        stopped[row_ids[alive & hit_eos]] = True
-        alive = alive & ~hit_eos & (lengths[row_ids] < limit[row_ids])
+        ended = torch.isin(choice, eos)
+        if decode is not None and any(stops):
+            rows = row_ids.tolist()
+            said = [decode(tokens[r, : int(lengths[r])].tolist()) if stops[r] else "" for r in rows]
+            found = [any(s in text for s in stops[r]) for r, text in zip(rows, said, strict=True)]
+            ended |= torch.tensor(found, device=device)
+        stopped[row_ids[alive & ended]] = True
+        alive = alive & ~ended & (lengths[row_ids] < limit[row_ids])
         running = int(alive.sum())
         if running == 0:
             break
