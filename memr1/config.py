@@ -19,6 +19,7 @@ from memr1.data.factworld import FactWorldConfig
 from memr1.errors import MemR1Error
 from memr1.evaluation.systems import get_system
 from memr1.models.adapters import LoraSettings
+from memr1.rollout.endpoint import EndpointConfig
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,11 @@ class AgentsConfig:
     hides it."""
     protocol: str = "lines"
     """`lines` (compact, for small models) or `json` (the paper's mem0-style prompts)."""
+    answerer_endpoint: EndpointConfig | None = None
+    """A server that answers in place of the answerer's own weights, in rollouts of the manager and in evaluation. No
+    stage may train the answerer then."""
+    extractor_endpoint: EndpointConfig | None = None
+    """A server that extracts facts, with `agents.extractor=llm`; else the base model does."""
 
 
 @dataclass(frozen=True)
@@ -495,6 +501,11 @@ def validate(config: Config, source: str = "config") -> None:
         need(stage.steps >= 1, f"stages.{i}.steps", f"must be at least 1, is {stage.steps}; remove the stage instead")
         need(stage.learning_rate > 0, f"stages.{i}.learning_rate", f"must be above 0, is {stage.learning_rate}")
         need(stage.examples_per_step >= 1, f"stages.{i}.examples_per_step", "must be at least 1")
+        need(
+            stage.role != "answerer" or config.agents.answerer_endpoint is None,
+            f"stages.{i}.role",
+            "an answerer that speaks through agents.answerer_endpoint cannot be trained; remove one of the two",
+        )
         need(stage.epochs >= 1, f"stages.{i}.epochs", f"must be at least 1, is {stage.epochs}")
     _validate_algo(config, need)
     for name in config.evaluation.systems:
@@ -527,6 +538,11 @@ def validate(config: Config, source: str = "config") -> None:
     )
     need(r.temperature > 0, "rollout.temperature", f"must be above 0, is {r.temperature}; evaluation is greedy anyway")
     need(r.max_prompt_tokens >= 64, "rollout.max_prompt_tokens", f"must be at least 64, is {r.max_prompt_tokens}")
+    need(
+        config.agents.extractor_endpoint is None or config.agents.extractor == "llm",
+        "agents.extractor_endpoint",
+        "needs agents.extractor=llm; nothing else asks a model for facts",
+    )
     generated = config.data.kind == "factworld"
     need(generated or config.data.path is not None, "data.path", f"{config.data.kind} needs a file to read")
     need(config.data.window >= 0, "data.window", f"must be at least 0, is {config.data.window}")

@@ -35,6 +35,8 @@ class Prompt:
     """Entries left out because the prompt would have been longer than its budget."""
     facts: tuple[str, ...] = ()
     """The new facts that a decision is asked about."""
+    messages: tuple[tuple[str, str], ...] = ()
+    """(role, content) of the chat messages that were rendered."""
 
 
 class ChatCodec:
@@ -78,8 +80,10 @@ class ChatCodec:
 
         def at(count: int) -> Prompt:
             numbered = {str(i): e for i, e in enumerate(entries[:count], start=1)}
-            ids, text = self.encode(render(numbered))
-            return Prompt(ids, text, numbered, cut=len(entries) - count)
+            messages = render(numbered)
+            ids, text = self.encode(messages)
+            said = tuple((m["role"], m["content"]) for m in messages)
+            return Prompt(ids, text, numbered, cut=len(entries) - count, messages=said)
 
         prompt = at(len(entries))
         if len(prompt.ids) <= self.max_prompt_tokens:

@@ -77,7 +77,8 @@ def drive(episodes: Sequence[Episode[T]], engine: Engine) -> list[T | Failure]:
 
 def request(prompt: Prompt, speaker: Speaker, max_new_tokens: int, seed: int) -> GenerationRequest:
     """A model call by a role."""
-    return GenerationRequest(prompt.ids, speaker.policy, SamplingParams(max_new_tokens, speaker.temperature, seed))
+    sampling = SamplingParams(max_new_tokens, speaker.temperature, seed)
+    return GenerationRequest(prompt.ids, speaker.policy, sampling, prompt.messages)
 
 
 def step(role: str, speaker: Speaker, prompt: Prompt, completion: Completion, text: str, parsed: dict) -> Step:
@@ -86,7 +87,13 @@ def step(role: str, speaker: Speaker, prompt: Prompt, completion: Completion, te
         role=role,
         policy=speaker.policy,
         trainable=speaker.trainable,
-        sequence=TokenSequence.sampled(prompt.ids, completion.ids, completion.logprobs, completion.weight_version),
+        sequence=TokenSequence(
+            prompt.ids,
+            completion.ids,
+            completion.logprobs,
+            (speaker.trainable,) * len(completion.ids),
+            completion.weight_version,
+        ),
         prompt_text=prompt.text,
         completion_text=text,
         finish_reason=completion.finish_reason,

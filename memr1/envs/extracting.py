@@ -28,8 +28,9 @@ def prepared(dialogues: Sequence[Dialogue], world: World, engine: Engine) -> lis
     if config.agents.extractor != "llm":
         return list(dialogues)
     cache = Cache(config.cache_dir)
+    server = config.agents.extractor_endpoint
     settings = {
-        "model": weights_identity(config.model.name),
+        "model": weights_identity(config.model.name) if server is None else f"{server.model} at {server.url}",
         "dtype": config.model.dtype,
         "max_new_tokens": config.rollout.extractor_max_new_tokens,
     }
@@ -52,10 +53,11 @@ def prepared(dialogues: Sequence[Dialogue], world: World, engine: Engine) -> lis
 
 
 def extract(dialogue: Dialogue, world: World) -> Episode[dict[str, list[str]]]:
-    """Facts by turn id, as the base model gives them for each turn by itself."""
+    """Facts by turn id, as the base model, or the extractor's server, gives them for each turn by itself."""
     prompts = _prompts(dialogue, world)
+    speaker = Speaker("base" if world.config.agents.extractor_endpoint is None else "extractor")
     limit = world.config.rollout.extractor_max_new_tokens
-    completions = yield [request(prompt, Speaker("base"), limit, seed=0) for _, prompt in prompts]
+    completions = yield [request(prompt, speaker, limit, seed=0) for _, prompt in prompts]
     texts = [world.agents.codec.decode(c.ids) for c in completions]
     return {turn.id: read_facts(text) for (turn, _), text in zip(prompts, texts, strict=True)}
 

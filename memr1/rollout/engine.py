@@ -43,6 +43,8 @@ class GenerationRequest:
     policy: str
     """Weights to use: `base` or the name of a role."""
     sampling: SamplingParams
+    messages: tuple[tuple[str, str], ...] = ()
+    """The prompt as (role, content) of chat messages, for engines that read text."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Completion:
     ids: tuple[int, ...]
     """Includes what ended it: the end-of-turn token, or the tokens of the stop text."""
     logprobs: tuple[float, ...]
-    """Log-probability of each token under softmax(logits / temperature); at temperature 1 for greedy requests."""
+    """Log-probability of each token under softmax(logits / temperature); at temperature 1 for greedy requests. NaN
+    where an endpoint does not tell them."""
     finish_reason: str
     """`stop` (end-of-turn token or stop text) or `length`."""
     weight_version: int

@@ -23,6 +23,7 @@ from memr1.memory.embed import load_embedder
 from memr1.models.adapters import PolicyModel
 from memr1.models.registry import context_window, load_tokenizer
 from memr1.rewards.base import make_reward
+from memr1.rollout.endpoint import Endpoint, EndpointEngine, RoutedEngine
 from memr1.rollout.engine import Engine, WeightUpdate
 from memr1.rollout.transformers_engine import TransformersEngine
 from memr1.trajectory import Trajectory
@@ -75,9 +76,8 @@ class Runner:
         )
         longest = self._longest()
         agents = make_agents(config, tokenizer)
-        self.engine = self._make_engine(
-            eos_token_ids(self.policies, tokenizer), tokenizer.pad_token_id, agents, longest
-        )
+        local = self._make_engine(eos_token_ids(self.policies, tokenizer), tokenizer.pad_token_id, agents, longest)
+        self.engine = self._with_endpoints(local, tokenizer)
         self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
         self.world = World(config, agents, load_embedder(config.memory.embedder))
 
@@ -102,6 +102,21 @@ class Runner:
             max_tokens_per_batch=config.rollout.max_tokens_per_batch,
             decode=agents.codec.decode,
         )
+
+    def _with_endpoints(self, local: Engine, tokenizer: Any) -> Engine:
+        agents = self.config.agents
+        servers = {"answerer": agents.answerer_endpoint, "extractor": agents.extractor_endpoint}
+        routes = {
+            policy: EndpointEngine(
+                Endpoint(server),
+                policy,
+                lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+                tokenizer.eos_token_id,
+            )
+            for policy, server in servers.items()
+            if server is not None
+        }
+        return RoutedEngine(local, routes) if routes else local
 
     def _longest(self) -> int:
         """Tokens of the longest prompt and completion together. MemR1Error when the model has no room for them."""
