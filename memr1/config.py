@@ -110,6 +110,8 @@ class RolloutConfig:
     """What generates: `transformers` (built in, CPU and GPU) or `vllm` (an optional extra, see docs/install.md)."""
     vllm_memory_fraction: float = 0.5
     """Share of a GPU's memory that vLLM takes for weights and key-value cache; the rest is left to a learner."""
+    verify_weights: bool = True
+    """Check every byte of weights that reach a Ray runner by a checksum, besides names and shapes: 1 s for each GB."""
     prompts_per_step: int = 8
     """Distinct tasks played in one training step; each is played `group_size` times."""
     group_size: int = 8

@@ -283,10 +283,15 @@ class DeepSpeedLearner:
         parameters = list(self.policies.trainable_parameters(role).values())
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """The role's weights as float32 arrays; all ranks take part, rank 0's answer is the one to use."""
+    def weights(self, *, copy: bool = True) -> dict[str, np.ndarray]:
+        """The role's weights as float32 arrays; all ranks take part, rank 0's answer is the one to use.
+
+        copy: False gives, where that is possible, arrays over the very memory that the next update changes.
+        """
         with self._gathered(self.role):
-            return {name: t.float().numpy() for name, t in self.policies.weights(self.role).items()}
+            whole = copy or self.config.learner.zero_stage == 3  # gathered weights are gone afterwards
+            weights = self.policies.weights(self.role) if whole else self.policies.views(self.role)
+            return {name: t.float().cpu().numpy() for name, t in weights.items()}
 
     def save(self, folder: str) -> None:
         """Write the optimizer and the trainable weights, sharded over ranks, with DeepSpeed's own format.

@@ -20,7 +20,7 @@ class LearnerGroup(Protocol):
         """One optimizer step; statistics by rank."""
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The role's current weights."""
+        """The role's current weights, good until the next update."""
 
     def supports_shared_prefixes(self) -> bool:
         """Whether prompts may be packed once for their group."""
@@ -51,8 +51,8 @@ class LocalLearnerGroup:
         return [self.learner.update(microbatches, settings)]
 
     def weights(self) -> dict[str, np.ndarray]:
-        """See `LearnerGroup.weights`."""
-        return self.learner.weights()
+        """See `LearnerGroup.weights`. Nothing is copied where the runner in this process can read them in place."""
+        return self.learner.weights(copy=False)
 
     def supports_shared_prefixes(self) -> bool:
         """See `LearnerGroup.supports_shared_prefixes`."""

@@ -282,6 +282,11 @@ class PolicyModel:
         self._check_role(role)
         return {name: p.detach().to("cpu", copy=True) for name, p in self._parameters[role].items()}
 
+    def views(self, role: str) -> dict[str, torch.Tensor]:
+        """A role's weights as they lie in its parameters: what changes these changes the others."""
+        self._check_role(role)
+        return {name: p.detach() for name, p in self._parameters[role].items()}
+
     def load_weights(self, role: str, weights: dict[str, torch.Tensor]) -> None:
         """Overwrite a role's weights in place; types and devices are converted.
 

@@ -16,7 +16,7 @@ import ray
 from ray.rllib.env.env_runner import EnvRunner
 
 from memr1.config import Config
-from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.engine import WeightUpdate, chunks
 from memr1.rollout.runner import Play, Runner
 
 if TYPE_CHECKING:
@@ -32,6 +32,25 @@ class Answer:
     armed: bool = True
 
 
+@dataclass(frozen=True)
+class Shipment:
+    """New weights in the object store: the manifest travels with the call, the tensors in parts."""
+
+    manifest: WeightUpdate
+    """Without tensors."""
+    parts: tuple[ray.ObjectRef, ...]
+
+    @classmethod
+    def send(cls, update: WeightUpdate, max_bytes: int) -> Shipment:
+        """Put an update into the object store in parts of at most `max_bytes`."""
+        return cls(replace(update, tensors={}), tuple(ray.put(part) for part in chunks(update.tensors, max_bytes)))
+
+    def receive(self) -> WeightUpdate:
+        """The whole update, over the memory of the object store: parts on this machine are not copied."""
+        tensors = {name: t for part in ray.get(list(self.parts)) for name, t in part.items()}
+        return replace(self.manifest, tensors=tensors)
+
+
 class DialogueEnvRunner(EnvRunner):
     """Plays episodes in an actor of its own.
 
@@ -45,12 +64,11 @@ class DialogueEnvRunner(EnvRunner):
         self.runner = Runner(_for_this_process(config.memr1, config.claims.runners_per_node))
         self._token: str | None = None
 
-    def arm(self, token: str, updates: Sequence[Any]) -> Answer:
-        """Load weights (references to `WeightUpdate`s) and accept calls with this token; answers with the weight
-        version by policy."""
+    def arm(self, token: str, shipments: Sequence[Shipment]) -> Answer:
+        """Load weights and accept calls with this token; answers with the weight version by policy."""
         try:
-            for update in updates:
-                self.runner.load_weights(ray.get(update))
+            for shipment in shipments:
+                self.runner.load_weights(shipment.receive())
             self._token = token
             return Answer(self.runner.weight_versions())
         except Exception as error:
@@ -59,12 +77,12 @@ class DialogueEnvRunner(EnvRunner):
     def call(
         self, token: str, method: str, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Answer:
-        """Call a method of the runner, or `export_weights`. References among args are resolved."""
+        """Call a method of the runner, or `export_weights`. Shipments among args are received."""
         if token != self._token:
             return Answer(armed=False)
         try:
-            target = self.export_weights if method == "export_weights" else getattr(self.runner, method)
-            values = [ray.get(a) if isinstance(a, ray.ObjectRef) else a for a in args]
+            target: Any = self.export_weights if method == "export_weights" else getattr(self.runner, method)
+            values = [a.receive() if isinstance(a, Shipment) else a for a in args]
             return Answer(target(*values, **(kwargs or {})))
         except Exception as error:
             return Answer(error=_portable(error))

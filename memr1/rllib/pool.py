@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from memr1.errors import MemR1Error
-from memr1.rllib.env_runner import Answer
+from memr1.rllib.env_runner import Answer, Shipment
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import check_acknowledged
 from memr1.rollout.runner import ROLES, Play
@@ -37,6 +37,8 @@ PUSH_TIMEOUT_S = 300.0
 """Longest wait for the acknowledgement of new weights."""
 CALL_TIMEOUT_S = 3600.0
 """A runner that takes longer over its part of one step is taken for hung and is replaced."""
+CHUNK_BYTES = 256 * 2**20
+"""Weights travel in parts of this size: a full model as one object would need as much free memory in one piece."""
 MAX_LOSSES = 5
 """Runners that may be lost during one call before the call fails: something kills them."""
 
@@ -55,7 +57,7 @@ class RayPool:
         self._group = group
         self._manager: FaultTolerantActorManager = group._worker_manager
         self._token = secrets.token_hex(8)
-        self._weights: dict[str, ray.ObjectRef] = {}
+        self._weights: dict[str, Shipment] = {}
         """Current weights by role, for runners that come later; a role that was never touched is not there."""
         self._unarmed = set(self._manager.actor_ids())
         self._processes: Counter[int] = Counter()  # processes armed so far, by runner
@@ -108,17 +110,17 @@ class RayPool:
 
     def push(self, update: WeightUpdate) -> None:
         """See `RunnerPool.push`. The weights go to the object store once."""
-        reference = ray.put(update)
-        versions = self._everywhere("load_weights", reference, timeout_s=PUSH_TIMEOUT_S)
+        shipment = Shipment.send(update, CHUNK_BYTES)
+        versions = self._everywhere("load_weights", shipment, timeout_s=PUSH_TIMEOUT_S)
         check_acknowledged(update, list(versions.values()))
-        self._weights[update.policy] = reference
+        self._weights[update.policy] = shipment
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """See `RunnerPool.load_policies`. The folder must be on storage that every node sees."""
         self._everywhere("load_policies", os.path.abspath(folder), tuple(roles), timeout_s=START_TIMEOUT_S)
         # kept as weights, not as a path: old checkpoints are deleted while the run goes on
         for update in self.first("export_weights", tuple(roles)):
-            self._weights[update.policy] = ray.put(update)
+            self._weights[update.policy] = Shipment.send(update, CHUNK_BYTES)
 
     def pop_timings(self) -> dict[str, float]:
         """See `RunnerPool.pop_timings`."""
@@ -164,7 +166,7 @@ class RayPool:
         wanted = [i for i in self._manager.healthy_actor_ids() if i in self._unarmed]
         if not wanted:
             return []
-        arguments = {"token": self._token, "updates": list(self._weights.values())}
+        arguments = {"token": self._token, "shipments": list(self._weights.values())}
         answers = self._send(
             {i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s"
         )

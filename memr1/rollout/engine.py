@@ -70,14 +70,16 @@ class WeightUpdate:
     tensors: Mapping[str, np.ndarray]
     manifest: Mapping[str, tuple[tuple[int, ...], str]]
     """name -> (shape, dtype)."""
-    checksum: str
-    """blake2b over names and bytes in the order of names."""
+    checksum: str | None
+    """blake2b over names and bytes in the order of names; None where nothing can be damaged on the way."""
 
     @classmethod
-    def build(cls, policy: str, version: int, tensors: Mapping[str, np.ndarray]) -> WeightUpdate:
-        """Wrap tensors of a policy for the journey to the engines."""
+    def build(
+        cls, policy: str, version: int, tensors: Mapping[str, np.ndarray], *, checked: bool = True
+    ) -> WeightUpdate:
+        """Wrap tensors of a policy for the journey to the engines. checked: with a checksum, about 1 s for each GB."""
         manifest = {name: (tuple(t.shape), str(t.dtype)) for name, t in tensors.items()}
-        return cls(policy, version, dict(tensors), manifest, checksum(tensors))
+        return cls(policy, version, dict(tensors), manifest, checksum(tensors) if checked else None)
 
     def verify(self) -> None:
         """Raise ValueError when the tensors are not those that the manifest and the checksum describe."""
@@ -85,8 +87,21 @@ class WeightUpdate:
         if found != dict(self.manifest):
             wrong = sorted(n for n in set(found) | set(self.manifest) if found.get(n) != self.manifest.get(n))
             raise ValueError(f"weights of {self.policy} v{self.version} do not match their manifest: {wrong[:5]}")
-        if checksum(self.tensors) != self.checksum:
+        if self.checksum is not None and checksum(self.tensors) != self.checksum:
             raise ValueError(f"weights of {self.policy} v{self.version} were damaged on the way: checksum differs")
+
+
+def chunks(tensors: Mapping[str, np.ndarray], max_bytes: int) -> list[dict[str, np.ndarray]]:
+    """The tensors in order, in parts of at most `max_bytes`; a tensor that is larger is a part of its own."""
+    parts: list[dict[str, np.ndarray]] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if not parts or size + tensor.nbytes > max_bytes:
+            parts.append({})
+            size = 0
+        parts[-1][name] = tensor
+        size += tensor.nbytes
+    return parts
 
 
 def checksum(tensors: Mapping[str, np.ndarray]) -> str:

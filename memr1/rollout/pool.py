@@ -69,9 +69,8 @@ class LocalPool:
         self.runner.load_policies(folder, roles)
 
     def push(self, update: WeightUpdate) -> None:
-        """See `RunnerPool.push`."""
-        acknowledged = self.runner.load_weights(update)
-        check_acknowledged(update, [acknowledged])
+        """See `RunnerPool.push`. The runner copies them into its own from where they lie."""
+        check_acknowledged(update, [self.runner.load_weights(update)])
 
     def pop_timings(self) -> dict[str, float]:
         """See `RunnerPool.pop_timings`."""

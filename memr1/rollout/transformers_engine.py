@@ -16,6 +16,7 @@ import numpy as np
 
 from memr1.errors import MemR1Error
 from memr1.models.attention import attention_kinds
+from memr1.models.weight_files import from_arrays
 from memr1.rollout.engine import Completion, GenerationRequest, WeightUpdate
 from memr1.rollout.prefill import Prompt, common_prefix_length, families, prefill
 
@@ -63,12 +64,8 @@ class TransformersEngine:
 
     def load_weights(self, update: WeightUpdate) -> int:
         """See `Engine.load_weights`."""
-        import torch
-
         update.verify()
-        # copies: arrays that came through shared memory are read-only, and torch would alias them
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in update.tensors.items()}
-        self.policies.load_weights(update.policy, tensors)
+        self.policies.load_weights(update.policy, from_arrays(update.tensors))
         self._versions[update.policy] = update.version
         return update.version
 

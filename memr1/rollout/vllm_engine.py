@@ -20,6 +20,7 @@ from typing import Any
 
 from memr1.errors import MemR1Error
 from memr1.models.adapters import BASE, PolicyModel
+from memr1.models.weight_files import from_arrays
 from memr1.rollout.engine import Completion, GenerationRequest, WeightUpdate
 
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -99,12 +100,8 @@ class VllmEngine:
 
     def load_weights(self, update: WeightUpdate) -> int:
         """See `Engine.load_weights`."""
-        import numpy as np
-        import torch
-
         update.verify()
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in update.tensors.items()}
-        self.policies.load_weights(update.policy, tensors)
+        self.policies.load_weights(update.policy, from_arrays(update.tensors))
         self._versions[update.policy] = update.version
         return update.version
 

@@ -221,7 +221,8 @@ class Trainer:
     def _push(self, learners: LearnerGroup) -> None:
         role = self.stage.role
         version = self.state.versions[role] + 1
-        self.pool.push(WeightUpdate.build(role, version, learners.weights()))
+        checked = self.config.backend == "ray" and self.config.rollout.verify_weights  # nothing travels in one process
+        self.pool.push(WeightUpdate.build(role, version, learners.weights(), checked=checked))
         self.state.versions[role] = version
 
     @property

@@ -83,6 +83,17 @@ def test_push_returns_when_both_runners_have_the_version(pool):
     assert versions(pool) == {1: 3, 2: 3}
 
 
+def test_weights_that_travel_in_many_parts_arrive_whole(pool, monkeypatch):
+    from memr1.rllib import pool as pool_module
+
+    update = perturbed(pool, 1)
+    monkeypatch.setattr(pool_module, "CHUNK_BYTES", 4096)
+    pool.push(update)
+    assert len(pool._weights["answerer"].parts) > 5
+    checksums = [u.checksum for (u,) in pool._everywhere("export_weights", ("answerer",), timeout_s=60).values()]
+    assert checksums == [update.checksum] * 2
+
+
 def test_damaged_weights_are_refused_and_both_runners_keep_the_old_ones(pool):
     pool.push(perturbed(pool, 4))
     damaged = replace(perturbed(pool, 5), checksum="0" * 32)

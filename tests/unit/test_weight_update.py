@@ -14,7 +14,7 @@ import torch
 
 from memr1.errors import MemR1Error
 from memr1.models.adapters import PolicyModel
-from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams, WeightUpdate, checksum
+from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams, WeightUpdate, checksum, chunks
 from memr1.rollout.transformers_engine import TransformersEngine
 from tests.unit.small_models import build
 
@@ -139,3 +139,55 @@ def test_loaded_weights_do_not_alias_read_only_arrays() -> None:
         for p in engine.policies.trainable_parameters("manager").values():
             p.add_(1.0)
     update.verify()
+
+
+def test_an_update_without_a_checksum_still_checks_names_and_shapes() -> None:
+    engine = make_engine()
+    update = WeightUpdate.build("manager", 3, noisy(engine, "manager", 0), checked=False)
+    assert update.checksum is None
+    assert engine.load_weights(update) == 3
+    with pytest.raises(ValueError, match="do not match their manifest"):
+        engine.load_weights(replace(update, tensors=damage(dict(update.tensors), "wrong shape")))
+
+
+def test_parts_of_weights_keep_every_tensor_whole_and_in_order_and_within_the_size() -> None:
+    tensors = {f"w{i}": np.zeros(n, np.float32) for i, n in enumerate((1, 2, 3, 50, 1, 1, 1, 1))}
+    parts = chunks(tensors, 20)
+    assert [list(p) for p in parts] == [["w0", "w1"], ["w2"], ["w3"], ["w4", "w5", "w6", "w7"]]
+    assert {n: t for p in parts for n, t in p.items()} == tensors
+    assert chunks(tensors, 10**9) == [tensors] and chunks({}, 8) == []
+
+
+@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_in_one_process_a_runner_copies_from_the_learner_s_own_memory(
+    mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    """Colocated: from the learner's parameters to the runner's there is one copy, the last one."""
+    from memr1.learner.group import LocalLearnerGroup
+    from memr1.models import weight_files
+    from memr1.rollout.pool import LocalPool
+    from tests.unit.scripted import make_config
+
+    config = make_config(f"model.weights={mode}")
+    pool, group = LocalPool(config), LocalLearnerGroup(config, "manager", None)
+    arrived: dict[str, torch.Tensor] = {}
+    copy_into = weight_files.copy_into
+
+    def watched(parameters: Any, weights: Any, what: str) -> None:
+        arrived.update(weights)
+        copy_into(parameters, weights, what)
+
+    monkeypatch.setattr(weight_files, "copy_into", watched)
+    try:
+        own = group.learner.policies.trainable_parameters("manager")
+        with torch.no_grad():
+            for p in own.values():
+                p.add_(0.5)
+        pool.push(WeightUpdate.build("manager", 1, group.weights(), checked=False))
+        mine = pool.runner.policies.trainable_parameters("manager")
+        assert arrived.keys() == own.keys() == mine.keys()
+        for name, p in own.items():
+            assert arrived[name].data_ptr() == p.data_ptr()
+            assert torch.equal(mine[name], p) and mine[name].data_ptr() != p.data_ptr()
+    finally:
+        group.close()
