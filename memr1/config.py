@@ -400,6 +400,26 @@ def load_config(path: str | Path | None = None, overrides: typing.Sequence[str] 
     return config
 
 
+def with_overrides(config: Config, changes: typing.Mapping[str, Any]) -> Config:
+    """The configuration with some fields changed; keys as in overrides, such as `stages.0.learning_rate`.
+
+    Raises MemR1Error as `load_config` does.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    tree = OmegaConf.create(dataclasses.asdict(config))
+    try:
+        for key, value in changes.items():
+            plain = value.item() if hasattr(value, "item") else value  # samplers give numpy numbers
+            OmegaConf.update(tree, key, plain, force_add=True)
+    except OmegaConfBaseException as error:
+        raise MemR1Error(f"overrides: {key}: {' '.join(str(error).split())}") from error
+    changed = _build(Config, OmegaConf.to_container(tree), "overrides", "")
+    validate(changed, "overrides")
+    return typing.cast(Config, changed)
+
+
 def _runs_on_gpu(data: dict[str, Any], overrides: typing.Sequence[str]) -> bool:
     """Whether `model.device` resolves to a GPU on this machine."""
     from memr1.models.registry import pick_device

@@ -11,7 +11,7 @@ Shells: the training step is `memr1.training.loop.Trainer.step`. RLlib contribut
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import force_list
 from ray.util.debug import log_once
 
-from memr1.config import Config, load_config
+from memr1.config import Config, load_config, with_overrides
 from memr1.errors import MemR1Error
 from memr1.rllib.cluster import connect
 from memr1.rllib.env_runner import DialogueEnvRunner
@@ -47,6 +47,7 @@ class MemoryR1Config(AlgorithmConfig):
         super().__init__(algo_class=algo_class or MemoryR1)
         self.memr1: Config | None = None
         self.memr1_resume = "never"
+        self.memr1_search: dict[str, Any] = {}
         self.claims: Shares | None = None
         self.env_runner_cls: Any = DialogueEnvRunner
         self.log_sys_usage = False
@@ -72,8 +73,12 @@ class MemoryR1Config(AlgorithmConfig):
         else:
             self.memr1 = load_config(config, overrides)
         self.memr1_resume = resume
-        self.num_env_runners = self.memr1.rollout.num_runners
-        self.num_learners = self.memr1.learner.num_learners
+        return self
+
+    def search(self, space: Mapping[str, Any]) -> MemoryR1Config:
+        """Settings for a Tuner to vary: keys as in overrides (`stages.0.learning_rate`), values of `ray.tune`
+        (`tune.grid_search([...])`, `tune.loguniform(...)`)."""
+        self.memr1_search = dict(space)
         return self
 
     def validate(self) -> None:
@@ -82,8 +87,12 @@ class MemoryR1Config(AlgorithmConfig):
         super().validate()
         if self.memr1 is None:
             raise MemR1Error("MemoryR1Config: no experiment; call .experiment(path_or_config) first")
+        if self.memr1_search:
+            self.memr1, self.memr1_search = with_overrides(self.memr1, self.memr1_search), {}
         if not self.memr1.stages:
             raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
+        self.num_env_runners = self.memr1.rollout.num_runners
+        self.num_learners = self.memr1.learner.num_learners
         if not ray.is_initialized():
             return
         resources = ray.cluster_resources()
@@ -95,6 +104,8 @@ class MemoryR1Config(AlgorithmConfig):
             "num_gpus_per_env_runner": self.claims.runner_gpus,
         }
         self.env_runners(**runner_claims)
+        driver_claim: Any = min(1.0, self.claims.runner_cpus)  # of a Tune trial, whose driver is an actor as well
+        self.resources(num_cpus_for_main_process=driver_claim)
         # our own learner group goes by `claims`; these are what a Tune trial reserves
         self.learners(num_cpus_per_learner=self.claims.learner_cpus, num_gpus_per_learner=self.claims.learner_gpus)
 
@@ -122,7 +133,8 @@ class MemoryR1(Algorithm):
     def setup(self, config: Any) -> None:
         """Start the runners and the trainer. Builds none of RLlib's Learners, RLModules and connectors."""
         experiment = self._experiment()
-        checkpoint = prepare_folder(experiment, self.config.memr1_resume)
+        # a trial that is started again finds its own folder
+        checkpoint = prepare_folder(experiment, "auto" if self._in_a_trial else self.config.memr1_resume)
         self.callbacks = [cls() for cls in force_list(self.config.callbacks_class)]
         self._log = RunLog(experiment.run_dir, tensorboard=experiment.tensorboard)
         self._set_up_metrics()
@@ -148,15 +160,23 @@ class MemoryR1(Algorithm):
         else:
             self._logdir: Any = str(self._experiment().run_dir)
 
+    @property
+    def _in_a_trial(self) -> bool:
+        return self._trial_info is not None
+
     def _experiment(self) -> Config:
-        """The experiment with paths that mean the same in other processes: actors have other working directories."""
+        """The experiment with paths that mean the same in other processes: actors have other working directories.
+
+        Every trial of a Tuner has a run folder of its own."""
         config = self.config.memr1
+        name = f"{config.name}-{self.trial_id}" if self._in_a_trial else config.name
 
         def absolute(name: str) -> str:
             return str(Path(name).resolve()) if Path(name).is_dir() else name
 
         return replace(
             config,
+            name=name,
             output=str(Path(config.output).resolve()),
             model=replace(config.model, name=absolute(config.model.name)),
             memory=replace(config.memory, embedder=absolute(config.memory.embedder)),
@@ -207,7 +227,7 @@ class MemoryR1(Algorithm):
 
     def get_ctor_args_and_kwargs(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """`from_checkpoint` goes on in the same run folder."""
-        return (self.config.get_state() | {"memr1_resume": "auto"},), {}
+        return (self.config.get_state() | {"memr1": self.trainer.config, "memr1_resume": "auto"},), {}
 
     def save_to_path(self, path: Any = None, **kwargs: Any) -> str:
         """Commit a checkpoint of the run and copy it, whole, into RLlib's format; returns the path."""

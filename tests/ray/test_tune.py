@@ -1,0 +1,167 @@
+"""A search over two settings with Ray Tune, and the parts of RLlib that memr1 stands on."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+
+from memr1.errors import MemR1Error
+
+
+@pytest.mark.timeout(900)
+def test_a_tuner_searches_over_two_settings_and_the_best_trial_goes_on_from_its_checkpoint(
+    ray_cluster, make_config, tmp_path
+):
+    from ray import tune
+    from ray.rllib.algorithms.algorithm import Algorithm
+
+    from memr1.rllib.algorithm import MemoryR1, MemoryR1Config
+    from memr1.training.runlog import read_metrics
+
+    rates, sizes = [1e-2, 1e-4], [2, 4]
+    space = {
+        "stages.0.learning_rate": tune.grid_search(rates),
+        "stages.0.examples_per_step": tune.grid_search(sizes),
+    }
+    config = make_config(tmp_path, "stages.0.steps=4")
+    tuner = tune.Tuner(
+        MemoryR1,
+        param_space=MemoryR1Config().experiment(config).search(space),
+        tune_config=tune.TuneConfig(metric="learner/loss", mode="min", max_concurrent_trials=1),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path / "tune"),
+            stop={"training_iteration": 3},
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=2),
+            verbose=0,
+        ),
+    )
+    results = tuner.fit()
+    assert len(results) == 4 and not results.errors
+    runs = {p.name: p for p in (tmp_path).glob("tiny-*")}
+    assert len(runs) == 4, "every trial has a run folder of its own"
+    seen = set()
+    for result in results:
+        search = result.config["memr1_search"]
+        seen.add((search["stages.0.learning_rate"], search["stages.0.examples_per_step"]))
+        (run,) = [p for name, p in runs.items() if name.endswith(result.metrics["trial_id"])]
+        lines = read_metrics(run)
+        assert [m["step"] for m in lines] == [1, 2, 3]
+        assert lines[-1]["learner/learning_rate"] == search["stages.0.learning_rate"]
+        assert lines[-1]["learner/loss"] == pytest.approx(result.metrics["learner"]["loss"])
+    assert seen == {(rate, size) for rate in rates for size in sizes}
+    best = results.get_best_result()
+    assert best.config["memr1_search"]["stages.0.learning_rate"] == 1e-2  # the other one hardly moves in three steps
+    again = Algorithm.from_checkpoint(best.checkpoint.path)
+    try:
+        done = again.training_iteration
+        assert done >= 2 and not again.train()["done"] or done == 3
+        while not again.trainer.done:
+            again.train()
+        assert again.training_iteration == 4
+        assert again.trainer.config.stages[0].learning_rate == 1e-2
+        assert [m["step"] for m in read_metrics(again.trainer.config.run_dir)] == [1, 2, 3, 4]
+    finally:
+        again.stop()
+
+
+def test_a_setting_that_does_not_exist_is_refused_before_a_trial_starts(ray_cluster, make_config, tmp_path):
+    from memr1.rllib.algorithm import MemoryR1Config
+
+    config = MemoryR1Config().experiment(make_config(tmp_path)).search({"stages.0.learning_rat": 1e-3})
+    with pytest.raises(MemR1Error, match=r"stages\.0\.learning_rat is not a field .*did you mean learning_rate"):
+        config.validate()
+
+
+def test_restoring_in_place_goes_back_to_the_checkpoint(ray_cluster, make_config, tmp_path):
+    from memr1.rllib.algorithm import MemoryR1Config
+
+    heard: list[int] = []
+    builder = MemoryR1Config().experiment(make_config(tmp_path, "stages.0.learning_rate=1e-2"))
+    builder.callbacks(on_checkpoint_loaded=lambda algorithm, **_: heard.append(algorithm.training_iteration))
+    algorithm = builder.build_algo()
+    try:
+        algorithm.train()
+        folder = algorithm.save_to_path(str(tmp_path / "saved"))
+        losses = [algorithm.train()["learner"]["loss"] for _ in range(2)]
+        algorithm.restore(folder)
+        assert heard == [1]
+        assert algorithm.training_iteration == 1
+        assert [algorithm.train()["learner"]["loss"] for _ in range(2)] == pytest.approx(losses, abs=1e-7)
+    finally:
+        algorithm.stop()
+
+
+def test_the_surface_of_rllib_that_memr1_uses_is_there():
+    """Names and parameters that memr1 calls or overrides, some of them not public. A release of Ray that changes one
+    shows here by name, before it shows as a hang."""
+    from ray.rllib.algorithms.algorithm import Algorithm
+    from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
+    from ray.rllib.callbacks.utils import make_callback
+    from ray.rllib.env.env_runner import EnvRunner
+    from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
+
+    surface = {
+        Algorithm: {
+            "setup": ["config"],
+            "step": [],
+            "training_step": [],
+            "restore_env_runners": ["env_runner_group"],
+            "get_state": ["components", "not_components", "kwargs"],
+            "set_state": ["state"],
+            "get_checkpointable_components": [],
+            "get_ctor_args_and_kwargs": [],
+            "save_to_path": ["path", "state", "filesystem", "use_msgpack"],
+            "restore_from_path": ["path", "component", "filesystem", "kwargs"],
+            "cleanup": [],
+            "get_default_config": [],
+            "_set_up_metrics": [],
+            "_setup_logdir": [],
+        },
+        AlgorithmConfig: {
+            "validate": [],
+            "build_algo": ["env", "logger_creator", "use_copy"],
+            "get_state": [],
+            "callbacks": None,
+            "env_runners": None,
+            "learners": None,
+            "resources": None,
+        },
+        EnvRunner: {
+            "sample": ["kwargs"],
+            "get_spaces": [],
+            "assert_healthy": [],
+            "get_metrics": [],
+            "get_state": ["components", "not_components", "kwargs"],
+            "set_state": ["state"],
+            "stop": [],
+        },
+        FaultTolerantActorManager: {
+            "foreach_actor": None,
+            "healthy_actor_ids": [],
+            "actor_ids": [],
+            "actors": [],
+            "set_actor_state": ["actor_id", "healthy"],
+            "probe_unhealthy_actors": ["timeout_seconds", "mark_healthy"],
+            "clear": [],
+        },
+        CallResult: {"get": []},
+    }
+    for cls, methods in surface.items():
+        for method, expected in methods.items():
+            found = [p for p in inspect.signature(getattr(cls, method)).parameters if p not in ("self", "cls")]
+            assert expected is None or found == expected, f"{cls.__name__}.{method} has parameters {found}"
+    taken = inspect.signature(FaultTolerantActorManager.foreach_actor).parameters
+    assert {"func", "kwargs", "remote_actor_ids", "timeout_seconds"} <= taken.keys()
+    assert {"config", "local_env_runner", "tune_trial_id"} <= inspect.signature(EnvRunnerGroup).parameters.keys()
+    assert {"callback_name", "callbacks_objects", "callbacks_functions", "kwargs"} <= inspect.signature(
+        make_callback
+    ).parameters.keys()
+    config = AlgorithmConfig()
+    for field in (
+        "restart_failed_env_runners", "delay_between_env_runner_restarts_s", "create_local_env_runner",
+        "validate_env_runners_after_construction", "_dont_auto_sync_env_runner_states", "env_runner_cls", "log_sys_usage",
+        "callbacks_class", "callbacks_on_algorithm_init", "callbacks_on_env_runners_recreated",
+    ):  # fmt: skip
+        assert hasattr(config, field), field
