@@ -54,8 +54,7 @@ def test_a_tuner_searches_over_two_settings_and_the_best_trial_goes_on_from_its_
     assert best.config["memr1_search"]["stages.0.learning_rate"] == 1e-2  # the other one hardly moves in three steps
     again = Algorithm.from_checkpoint(best.checkpoint.path)
     try:
-        done = again.training_iteration
-        assert done >= 2 and not again.train()["done"] or done == 3
+        assert again.training_iteration in (2, 3)  # every second step, and at the end
         while not again.trainer.done:
             again.train()
         assert again.training_iteration == 4
@@ -161,7 +160,7 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
     config = AlgorithmConfig()
     for field in (
         "restart_failed_env_runners", "delay_between_env_runner_restarts_s", "create_local_env_runner",
-        "validate_env_runners_after_construction", "_dont_auto_sync_env_runner_states", "env_runner_cls", "log_sys_usage",
-        "callbacks_class", "callbacks_on_algorithm_init", "callbacks_on_env_runners_recreated",
+        "validate_env_runners_after_construction", "_dont_auto_sync_env_runner_states", "env_runner_cls",
+        "log_sys_usage", "callbacks_class", "callbacks_on_algorithm_init", "callbacks_on_env_runners_recreated",
     ):  # fmt: skip
         assert hasattr(config, field), field
