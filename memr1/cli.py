@@ -12,6 +12,7 @@ import typer
 from memr1 import __version__
 from memr1.errors import MemR1Error
 from memr1.memory.commands import app as bank_app
+from memr1.training.debug_commands import app as debug_app
 
 app = typer.Typer(
     help="Train language-model agents to manage and use long-term memory.",
@@ -24,6 +25,7 @@ data_app = typer.Typer(help="Look at datasets, and make training tasks of them."
 app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(bank_app, name="bank")
+app.add_typer(debug_app, name="debug")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, for example configs/train_local.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value changes, for example rollout.group_size=16.")]

@@ -238,16 +238,22 @@ class Trainer:
         return (self.config.seed << 40) + index + member
 
     def _begin_stage(self) -> LearnerGroup:
-        stage, state = self.stage, self.state
-        self.tasks = self._stage_tasks(stage)
-        self.sampler = ResumableSampler(len(self.tasks), self.config.seed + state.stage)
-        if state.sampler is not None:
-            self.sampler.load_state_dict(state.sampler)
-        policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
-        self.learners = self.make_learners(stage.role, policies)
+        state = self.state
+        self._prepare_tasks()
+        self.learners = self._make_learners()
         if state.stage_step > 0 and self.checkpoint is not None:
             self._restore(self.learners, self.checkpoint / "learner")
         return self.learners
+
+    def _prepare_tasks(self) -> None:
+        self.tasks = self._stage_tasks(self.stage)
+        self.sampler = ResumableSampler(len(self.tasks), self.config.seed + self.state.stage)
+        if self.state.sampler is not None:
+            self.sampler.load_state_dict(self.state.sampler)
+
+    def _make_learners(self) -> LearnerGroup:
+        policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
+        return self.make_learners(self.stage.role, policies)
 
     def _restore(self, learners: LearnerGroup, folder: Path) -> None:
         try:

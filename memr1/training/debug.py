@@ -1,0 +1,132 @@
+"""Half of a training step at a time, to find out which half is at fault: `memr1 debug`.
+
+`play` makes batches and updates nothing, `update` trains on saved batches and plays nothing, `replay` shows every
+tensor of one sequence. All run in this process, with the code of the training loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from memr1.config import Config
+from memr1.errors import MemR1Error
+from memr1.learner.group import LocalLearnerGroup
+from memr1.learner.packing import TrainSequence, plan_microbatches
+from memr1.rollout.pool import LocalPool, RunnerPool
+from memr1.training.batch import Batch
+from memr1.training.checkpoints import load_state
+from memr1.training.loop import Trainer
+
+if TYPE_CHECKING:
+    from memr1.training.runlog import RunLog
+
+
+class Rehearsal(Trainer):
+    """A trainer of which one half is used: it writes no run folder and no checkpoints."""
+
+    def __init__(self, config: Config, stage: int, checkpoint: Path | None, *, plays: bool) -> None:
+        """stage: which of `config.stages`, from 0. checkpoint: where to go on from, in its own stage or at the beginning of
+        another one; None begins with fresh weights."""
+        if not 0 <= stage < len(config.stages):
+            raise MemR1Error(f"stage {stage}: the configuration has {len(config.stages)} stages, counted from 0")
+        if config.stages[stage].objective == "sft":
+            raise MemR1Error(f"stage {stage} is supervised: it plays nothing; name a stage that learns from rollouts")
+        pool = LocalPool(config) if plays else cast(RunnerPool, None)  # only the learner is needed then
+        super().__init__(
+            config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder), cast("RunLog", None)
+        )
+        self.checkpoint = checkpoint
+        if checkpoint is not None:
+            self.state = load_state(checkpoint)
+            if self.state.stage != stage:
+                self.state.stage_step, self.state.sampler = 0, None
+            if plays:
+                self.pool.load_policies(str(checkpoint / "policies"))
+        self.state.stage = stage
+
+    def play(self, steps: int) -> Iterator[Batch]:
+        """The batches of `steps` steps, all played with the same weights. The first is the one that a run would play."""
+        self._prepare_tasks()
+        for step in range(self.state.step, self.state.step + steps):
+            yield self._play_groups(step)
+
+    def update(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
+        """One step on each batch in turn; the metrics of the learner. From the second on, batches are older than the
+        weights: the rollout correction is as large as that makes it."""
+        learners = self._make_learners()
+        try:
+            if self.state.stage_step > 0 and self.checkpoint is not None:
+                self._restore(learners, self.checkpoint / "learner")
+            for batch in batches:
+                yield self._update(learners, batch.sequences) if batch.sequences else {"learner/skipped": 1.0}
+                self.state.stage_step += 1
+        finally:
+            learners.close()
+
+
+def saved_batches(path: Path) -> list[Path]:
+    """A batch file itself, or those in a folder, in order."""
+    found = sorted(path.glob("batch*.json")) if path.is_dir() else [path]
+    if not found or not found[0].is_file():
+        raise MemR1Error(f"{path}: no batches there; `memr1 debug rollout` writes them, and checkpoints may hold one")
+    return found
+
+
+def replay(config: Config, role: str, sequence: TrainSequence, checkpoint: Path | None) -> dict[str, np.ndarray]:
+    """Every tensor of one sequence on its way through the update, by name.
+
+    The micro-batch as it is packed (see `MicroBatch`), then for each trained token, shape (n,): `logprobs` under the
+    weights at hand, `entropy`, `importance_weight` and `loss`, its term of the surrogate before aggregation and clip.
+    """
+    import torch
+
+    from memr1.learner.scoring import CompletionScorer, to_tensors
+    from memr1.models.adapters import PolicyModel
+    from memr1.models.registry import pick_device
+
+    device = pick_device(config.model.device)
+    policies = PolicyModel.create(
+        config.model.name, (role,), config.model.weights, config.model.lora, seed=config.seed,
+        dtype=config.model.dtype, device=device,
+    )  # fmt: skip
+    if checkpoint is not None:
+        policies.load(role, checkpoint / "policies" / role)
+    plan = plan_microbatches(
+        [sequence], num_ranks=1, max_tokens_per_microbatch=config.learner.max_tokens_per_microbatch, pad_id=0
+    )
+    ((batch,),) = plan.ranks
+    with policies.use(role) as model, torch.no_grad():
+        scorer = CompletionScorer(model)
+        logprobs, entropy = scorer(**to_tensors(batch, device), temperature=config.rollout.temperature)
+    out = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), np.ndarray)}
+    out |= {"logprobs": logprobs.float().cpu().numpy(), "entropy": entropy.float().cpu().numpy()}
+    weight = np.ones_like(out["logprobs"])
+    if batch.rollout_logprobs is not None and config.algo.importance_cap > 0:
+        weight = np.minimum(np.exp(out["logprobs"] - batch.rollout_logprobs), config.algo.importance_cap)
+    return out | {"importance_weight": weight, "loss": -weight * batch.advantages}
+
+
+def token_table(config: Config, tensors: dict[str, np.ndarray]) -> Any:
+    """A rich table of the trained tokens, one a row."""
+    from rich.table import Table
+
+    from memr1.models.registry import load_tokenizer
+
+    tokenizer = load_tokenizer(config.model.name)
+    table = Table("#", "id", "token", "rollout", "logprob", "difference", "entropy", "weight", "advantage", "loss")
+    rollout = tensors.get("rollout_logprobs")
+    for i, token in enumerate(tensors["targets"].tolist()):
+        logprob = float(tensors["logprobs"][i])
+        before = None if rollout is None else float(rollout[i])
+        table.add_row(
+            str(i), str(token), repr(tokenizer.decode([token])),
+            *(["", f"{logprob:.4f}", ""] if before is None else
+              [f"{before:.4f}", f"{logprob:.4f}", f"{logprob - before:+.1e}"]),
+            *(f"{float(tensors[name][i]):.4f}" for name in ("entropy", "importance_weight", "advantages", "loss")),
+        )  # fmt: skip
+    return table
