@@ -30,7 +30,7 @@ class Rehearsal(Trainer):
     """A trainer of which one half is used: it writes no run folder and no checkpoints."""
 
     def __init__(self, config: Config, stage: int, checkpoint: Path | None, *, plays: bool) -> None:
-        """stage: which of `config.stages`, from 0. checkpoint: where to go on from, in its own stage or at the beginning of
+        """stage: which of `config.stages`, from 0. checkpoint: where to go on from, in its own stage or at the start of
         another one; None begins with fresh weights."""
         if not 0 <= stage < len(config.stages):
             raise MemR1Error(f"stage {stage}: the configuration has {len(config.stages)} stages, counted from 0")
@@ -50,7 +50,7 @@ class Rehearsal(Trainer):
         self.state.stage = stage
 
     def play(self, steps: int) -> Iterator[Batch]:
-        """The batches of `steps` steps, all played with the same weights. The first is the one that a run would play."""
+        """The batches of `steps` steps, all played with the same weights. The first is what a run would play."""
         self._prepare_tasks()
         for step in range(self.state.step, self.state.step + steps):
             yield self._play_groups(step)

@@ -164,7 +164,7 @@ def test_a_runner_that_dies_in_any_other_phase_is_replaced_and_the_phase_complet
         ],
         "save_policies": lambda: pool.first("save_policies", str(tmp_path / "saved")),
         "load_policies": lambda: pool.load_policies(str(tmp_path / "before"), ("answerer",)),
-        "pop_timings": lambda: sorted(pool.pop_timings()) and None,  # what a dead runner measured is gone
+        "pop_timings": lambda: (pool.pop_timings(), None)[1],  # what a dead runner measured is gone
     }
     undisturbed = calls[phase]()
     before = pool.replaced
@@ -205,7 +205,7 @@ def test_training_goes_on_when_a_runner_dies_in_a_step(algorithm, pool):
     assert recreated == [2]
 
 
-def wait_for(condition, seconds: float = 90) -> None:
+def wait_for(condition, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s"
