@@ -134,7 +134,7 @@ class MemoryR1(Algorithm):
         """Start the runners and the trainer. Builds none of RLlib's Learners, RLModules and connectors."""
         experiment = self._experiment()
         # a trial that is started again finds its own folder
-        checkpoint = prepare_folder(experiment, "auto" if self._in_a_trial else self.config.memr1_resume)
+        checkpoint = prepare_folder(experiment, self.config.memr1_resume if self._storage is None else "auto")
         self.callbacks = [cls() for cls in force_list(self.config.callbacks_class)]
         self._log = RunLog(experiment.run_dir, tensorboard=experiment.tensorboard)
         self._set_up_metrics()
@@ -160,16 +160,12 @@ class MemoryR1(Algorithm):
         else:
             self._logdir: Any = str(self._experiment().run_dir)
 
-    @property
-    def _in_a_trial(self) -> bool:
-        return self._trial_info is not None
-
     def _experiment(self) -> Config:
         """The experiment with paths that mean the same in other processes: actors have other working directories.
 
         Every trial of a Tuner has a run folder of its own."""
         config = self.config.memr1
-        name = f"{config.name}-{self.trial_id}" if self._in_a_trial else config.name
+        name = config.name if self._storage is None else f"{config.name}-{self._storage.trial_dir_name}"
 
         def absolute(name: str) -> str:
             return str(Path(name).resolve()) if Path(name).is_dir() else name

@@ -18,7 +18,6 @@ from tests.e2e import plumbing
 from tests.e2e.test_local_run import clean, run_here, write_config
 
 STAGES = """
-evaluation: {at_end: false}
 stages:
   - {role: answerer, objective: sft, steps: 1, examples_per_step: 2}
   - {role: answerer, objective: grpo, steps: 1, learning_rate: 1e-2}
@@ -36,7 +35,7 @@ def earning_model() -> Iterator[None]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """(config, run folder, folder of batches played from the checkpoint before the run's second step)."""
     path = write_config(tmp_path_factory.mktemp("debug"), STAGES)
-    folder, _ = run_here(path, "r")
+    folder, _ = run_here(path, "r", "evaluation.at_end=false")
     batches = path.parent / "batches"
     said = call("rollout", path, "--out", batches, "--steps", 2, "--stage", 1, "--checkpoint", first(folder))
     assert f"{batches / 'batch_000002.json'}: 12 rollouts" in said
