@@ -3,10 +3,10 @@
     python benchmarks/controller.py --runners 1 8 64 256 --step-seconds 10
 
 The loop, the pool, packing, logging and (with cloudpickle, as Ray does) the pickling of what goes to runners and comes
-back are the real ones. Runners and learners are objects here whose own work is left out of the clock: every runner plays the
-same number of groups, so the work of a step grows with the runners. Prints CPU time of the driver for a step and for a
-trajectory, where it goes, and its share of a step of `--step-seconds`, in which runners and learners work: the reference.
-The first step of each size is not counted. Not measured: Ray's own processes and the network.
+back are the real ones. Runners and learners are objects here whose own work is left out of the clock. Every runner
+plays the same number of groups, so the work of a step grows with the runners. Prints CPU time of the driver for a step
+and for a trajectory, where it goes, and its share of a step in which runners and learners work for `--step-seconds`,
+the reference. The first step of each size is not counted. Not measured: Ray's own processes and the network.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from memr1.rollout.runner import Play
 from memr1.training.loop import Trainer
 from memr1.training.runlog import RunLog, machine_info
 from memr1.training.tasks import TrainTask
-from memr1.trajectory import Step, Trajectory
 from memr1.trajectory import Sequence as Tokens
+from memr1.trajectory import Step, Trajectory
 
 
 class Clock:
