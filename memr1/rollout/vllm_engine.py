@@ -90,7 +90,8 @@ class VllmEngine:
                 **lora,
             )
         except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise MemR1Error(f"{policies.source}: vLLM cannot run it: {str(error).strip().splitlines()[-1]}") from error
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise MemR1Error(f"{policies.source}: vLLM cannot run it: {reason[-1]}") from error
         self._versions: dict[str, int] = dict.fromkeys(policies.policies(), 0)
         self._resident: dict[str, _Resident] = {}
         self._numbers = itertools.count(1)
