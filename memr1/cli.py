@@ -118,6 +118,23 @@ def evaluate(
 
 
 @app.command()
+def compare(
+    run: Annotated[str, typer.Argument(help="Folder of a run, or of several seeds: runs/a-0,runs/a-1,runs/a-2.")],
+    other: Annotated[str, typer.Argument(help="The run or runs to compare with; the same run to compare systems.")],
+    benchmark: Annotated[str, typer.Option(help="Name of a table, for example factworld or locomo.")] = "factworld",
+    system: Annotated[str | None, typer.Option(help="Of the first; all that both have if not given.")] = None,
+    against: Annotated[str | None, typer.Option(help="System of the second; the same if not given.")] = None,
+    metric: Annotated[str, typer.Option(help="em_set, f1 or another measure of the tables.")] = "em_set",
+) -> None:
+    """Say whether the difference between two runs is real, question by question."""
+    from memr1.evaluation.comparison import compare_runs
+
+    sides = [[Path(folder) for folder in runs.split(",") if folder] for runs in (run, other)]
+    for found in compare_runs(*sides, benchmark=benchmark, system=system, against=against, metric=metric):
+        print(found)
+
+
+@app.command()
 def report(run_dir: RunDir) -> None:
     """Write report.html and report.md of a run anew."""
     from memr1.training.report import write_report

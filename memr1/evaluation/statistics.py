@@ -1,7 +1,7 @@
 """How sure a mean is, and whether a difference between two systems is real. Used by tables and reports.
 
 Questions are resampled one by one. Questions of one dialogue share its bank, so with few dialogues the true uncertainty
-is larger than these intervals say; neither do they cover the seed of a training run: repeat the run for that.
+is larger than these intervals say. Only `crossed_bootstrap` covers the seed of a training run, too.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from memr1.errors import MemR1Error
 
@@ -96,6 +97,53 @@ def paired_bootstrap(
         return PairedDifference(mean, mean, mean, p_value, n, confidence)
     low, high = _percentile_interval(gaps, confidence, resamples, seed)
     return PairedDifference(mean, low, high, p_value, n, confidence)
+
+
+def crossed_bootstrap(
+    a: Sequence[Sequence[float]],
+    b: Sequence[Sequence[float]],
+    *,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> PairedDifference:
+    """Difference of two ways of training, each run with several seeds, over the same questions.
+
+    a, b: (seeds, n) scores; the seeds of a and b may differ in number and are not paired, the questions are.
+    Seeds and questions are resampled independently of one another (the pigeonhole bootstrap, Owen 2007), since every
+    seed answers every question. Of S seeds S - 1 are drawn: drawing S would understate the variance between few seeds
+    by (S - 1) / S (Rao and Wu 1988). A side with one seed keeps it, and then its luck is not covered. p-value:
+    two-sided, the share of resamples on the other side of 0.
+    Raises MemR1Error for rows of unequal length, and as `bootstrap_interval` does.
+    """
+    import numpy as np
+
+    if not a or not b or len({len(row) for row in (*a, *b)}) != 1:
+        raise MemR1Error("crossed_bootstrap: give at least one seed a side, and scores of the same questions for each")
+    first = np.array([_checked(row, confidence, resamples, "a") for row in a])
+    second = np.array([_checked(row, confidence, resamples, "b") for row in b])
+    n, rng = first.shape[1], np.random.default_rng(seed)
+    difference = float(first.mean() - second.mean())
+    drawn = np.empty(resamples)
+    step = max(1, _MAX_DRAWS // n)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        gaps = _seed_weights(rng, len(first), size) @ first - _seed_weights(rng, len(second), size) @ second
+        counts = rng.multinomial(n, np.full(n, 1 / n), size=size)
+        drawn[start : start + size] = (counts * gaps).sum(axis=1) / n
+    tail = (1 - confidence) / 2
+    low, high = (float(v) for v in np.quantile(drawn, (tail, 1 - tail)))
+    beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
+    return PairedDifference(difference, low, high, min(1.0, 2 * (beyond + 1) / (resamples + 1)), n, confidence)
+
+
+def _seed_weights(rng: Any, seeds: int, size: int) -> Any:
+    """(size, seeds) shares of each seed in a resample."""
+    import numpy as np
+
+    if seeds == 1:
+        return np.ones((size, 1))
+    return rng.multinomial(seeds - 1, np.full(seeds, 1 / seeds), size=size) / (seeds - 1)
 
 
 def _percentile_interval(data: list[float], confidence: float, resamples: int, seed: int) -> tuple[float, float]:
