@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from memr1.evaluation.failures import FAILURES
 from memr1.evaluation.rows import Row
 from memr1.evaluation.statistics import Interval
 
@@ -18,7 +19,11 @@ def markdown_table(rows: Sequence[Row], *, by_category: str | None = None) -> st
     by_category: a metric; then the columns are the categories with that metric, instead of the metrics overall. Where
         declining is the right answer, the category has no match, and its cells are the share that declined.
     """
-    header, body = table_cells(rows, by_category=by_category)
+    return markdown(*table_cells(rows, by_category=by_category))
+
+
+def markdown(header: list[str], body: Sequence[Sequence[str]]) -> str:
+    """Text cells as a Markdown table, numbers to the right."""
     left = _left_columns(header)
     rule = [":--" if i < left else "--:" for i in range(len(header))]
     lines = [header, rule, *[[cell.replace("|", "\\|") for cell in line] for line in body]]
@@ -63,6 +68,44 @@ def table_cells(rows: Sequence[Row], *, by_category: str | None = None) -> tuple
             cells.append([format_interval(m.get(by_category) or m.get("abstained")) for m in measured])
     begin = [[r.benchmark, r.system] if several else [r.system] for r in rows]
     return header, [[*b, *line] for b, line in zip(begin, cells, strict=True)]
+
+
+def failure_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Wrong answers by where their evidence was lost, in percent of all questions scored."""
+    header = ["system", "wrong", *FAILURES]
+    return header, [
+        [
+            r.system,
+            f"{100 * sum(r.failures.values()) / r.n:.1f}",
+            *[f"{100 * r.failures[f] / r.n:.1f}" for f in FAILURES],
+        ]
+        for r in rows
+        if r.failures
+    ]
+
+
+def cost_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """What an answer costs, and the building of the memory that it is drawn from."""
+    header = ["system", "prompt tokens", "completion tokens", "seconds", "building tokens", "building seconds"]
+    body = []
+    for r in rows:
+        built = [f"{r.memory.tokens:.0f}", f"{r.memory.seconds:.2f}"] if r.memory else ["–", "–"]
+        body.append([r.system, f"{r.prompt_tokens:.0f}", f"{r.completion_tokens:.1f}", f"{r.seconds:.2f}", *built])
+    return header, body
+
+
+def memory_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """What the memories held, and the operations that each decision led to."""
+    events = ("ADD", "UPDATE", "DELETE", "NOOP")
+    header = ["system", "entries", *events, "rejected", "unreadable"]
+    body = []
+    for r in rows:
+        if r.memory is None:
+            continue
+        rates = [r.memory.operations.get(e, 0.0) for e in events] + [r.memory.rejected, r.memory.unreadable]
+        decided = [f"{100 * rate:.1f}" for rate in rates] if any(rates) else ["–"] * len(rates)
+        body.append([r.system, f"{r.memory.entries:.1f}", *decided])
+    return header, body
 
 
 def format_interval(interval: Interval | None) -> str:

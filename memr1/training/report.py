@@ -6,7 +6,6 @@ moment of a run and says what is not there yet. Figures are drawn by `report_plo
 
 from __future__ import annotations
 
-import base64
 import datetime
 import re
 from collections.abc import Mapping, Sequence
@@ -15,48 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
-from memr1.evaluation.comparison import compare
-from memr1.evaluation.predictions import load_predictions
 from memr1.evaluation.rows import Row
 from memr1.evaluation.scores import TEXT_MEASURES
-from memr1.evaluation.table import format_interval, markdown_table, table_cells
+from memr1.evaluation.table import format_interval, markdown
 from memr1.training import report_plots as plots
+from memr1.training.report_evaluation import Benchmark, Figure, by_benchmark, describe
 from memr1.training.runlog import read_evaluation, read_info, read_metrics, read_rollouts, rollout_files
 
 CONFIG_FILE = "config.yaml"
 _MAX_PROMPT_CHARS = 6000
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn plot."""
-
-    title: str
-    note: str
-    path: Path
-    wide: bool = False
-
-    @property
-    def data_uri(self) -> str:
-        """The PNG for embedding."""
-        return "data:image/png;base64," + base64.b64encode(self.path.read_bytes()).decode("ascii")
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """Final rows of one benchmark."""
-
-    name: str
-    header: list[str]
-    body: list[list[str]]
-    markdown: str
-    category_header: list[str]
-    category_body: list[list[str]]
-    category_markdown: str
-    figures: list[Figure]
-    notes: list[str]
-    comparisons: list[str]
-    """The trained system against each other one, paired by question."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +80,7 @@ def collect(run_dir: Path, metric: str) -> Report:
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
     if config is None:
         missing.append(f"The run folder holds no {CONFIG_FILE}.")
-    benchmarks = [_benchmark(run_dir, name, rows, metric) for name, rows in _by_benchmark(evaluation).items()]
+    benchmarks = [describe(run_dir, name, rows, metric) for name, rows in by_benchmark(evaluation).items()]
     shares = plots.time_shares(metrics)
     time_figure = None
     if shares:
@@ -125,7 +91,7 @@ def collect(run_dir: Path, metric: str) -> Report:
         name=run_dir.resolve().name,
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         facts=_facts(read_info(run_dir), metrics, config),
-        headlines=_headlines(metrics, _by_benchmark(evaluation), metric),
+        headlines=_headlines(metrics, by_benchmark(evaluation), metric),
         metric=metric,
         benchmarks=benchmarks,
         curves=curves,
@@ -160,12 +126,17 @@ def render_markdown(report: Report) -> str:
     if report.benchmarks:
         out += ["", "## Evaluation", "", "Percent, with 95 % bootstrap intervals over questions.", ""]
     for b in report.benchmarks:
-        out += [f"### {b.name}", "", b.markdown, *[f"{note}\n" for note in b.notes]]
+        out += [f"### {b.name}", "", markdown(b.header, b.body), *[f"{note}\n" for note in b.notes]]
         out += [f"![{f.title}](plots/{f.path.name})\n" for f in b.figures]
         if b.comparisons:
             out += ["Paired by question:", "", *[f"- {sentence}" for sentence in b.comparisons], ""]
-        if b.category_markdown:
-            out += [f"By category ({report.metric}):", "", b.category_markdown]
+        for table in b.tables:
+            out += [
+                f"{table.title}:",
+                "",
+                *([table.note, ""] if table.note else []),
+                markdown(table.header, table.body),
+            ]
     if report.curves:
         out += ["", "## Training", ""]
         out += [f"### {f.title}\n\n{f.note}\n\n![{f.title}](plots/{f.path.name})\n" for f in report.curves]
@@ -237,67 +208,6 @@ def operation_text(operation: Mapping[str, Any]) -> str:
     return head + text + end
 
 
-def _by_benchmark(evaluation: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, Row]]]]:
-    """Benchmark → system → (step, row), systems in the order of the latest evaluation."""
-    out: dict[str, dict[str, list[tuple[int, Row]]]] = {}
-    for line in evaluation:
-        row = Row.from_dict(dict(line))
-        systems = out.setdefault(row.benchmark, {})
-        systems[row.system] = [*systems.pop(row.system, []), (int(line.get("step", 0)), row)]
-    return out
-
-
-def _benchmark(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row]]], metric: str) -> Benchmark:
-    folder = run_dir / "plots"
-    final = [points[-1][1] for points in systems.values()]
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "benchmark"
-    figures = []
-    path = folder / f"evaluation-{slug}.png"
-    plots.draw_systems(final, metric, path)
-    figures.append(Figure(f"{name}: {metric} by system", "Bars are 95 % intervals over questions.", path, wide=True))
-    repeated = {s: points for s, points in systems.items() if len({step for step, _ in points}) > 1}
-    if repeated:
-        path = folder / f"evaluation-{slug}-steps.png"
-        plots.draw_progress(repeated, metric, path)
-        figures.append(Figure(f"{name}: {metric} during training", "Bands are 95 % intervals.", path))
-    notes = []
-    for row in final:
-        if row.unscored:
-            notes.append(f"{row.system}: {row.unscored} questions without a gold answer were left out.")
-        if row.prompts_cut:
-            notes.append(f"{row.system}: {row.prompts_cut} of {row.n} prompts were cut to fit their budget.")
-    header, body = table_cells(final)
-    several = any(len(row.categories) > 1 for row in final)
-    category_header, category_body = table_cells(final, by_category=metric) if several else ([], [])
-    return Benchmark(
-        name=name,
-        header=header,
-        body=body,
-        markdown=markdown_table(final),
-        category_header=category_header,
-        category_body=category_body,
-        category_markdown=markdown_table(final, by_category=metric) if several else "",
-        figures=figures,
-        notes=notes,
-        comparisons=_comparisons(run_dir / "predictions" / name, list(systems), metric),
-    )
-
-
-def _comparisons(folder: Path, systems: Sequence[str], metric: str) -> list[str]:
-    """Sentences that compare, question by question, the trained system with each other one and the trained answerer
-    with the warm-started one on a perfect bank; from the predictions that the evaluation kept."""
-    pairs = [("trained", other) for other in systems if other != "trained"] + [("oracle-trained", "oracle-warm")]
-    out = []
-    for ours, theirs in pairs:
-        paths = [folder / f"{name}.jsonl" for name in (ours, theirs)]
-        if {ours, theirs} <= set(systems) and all(path.is_file() for path in paths):
-            try:
-                out.append(str(compare(*map(load_predictions, paths), metric=metric)))
-            except MemR1Error as error:  # for example, one of them was evaluated again on another split
-                out.append(f"not compared: {error}")
-    return out
-
-
 def _facts(info: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], config: str | None) -> list[tuple[str, str]]:
     settings = _yaml(config)
     model = settings.get("model")
@@ -325,6 +235,9 @@ def _headlines(
     out = []
     for name, systems in benchmarks.items():
         final = {s: points[-1][1] for s, points in systems.items()}
+        final = {s: row for s, row in final.items() if metric in row.metrics}
+        if not final:
+            continue
         best = max(final.values(), key=lambda r: r.metrics[metric].mean)
         shown = final.get("trained", best)
         label = f"{name}, {shown.system}"

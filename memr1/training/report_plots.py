@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memr1.evaluation.rows import Row
 from memr1.training.runlog import RESERVED
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 # Distinct in print and for colour-blind readers; dark enough for thin lines on white
 COLORS = ("#2f5d9b", "#c8641b", "#2e7d57", "#7b4b94", "#a8862a", "#4a4a4a", "#b03a48", "#4c9aa8")
 INK, MUTED, GRID = "#1f2328", "#66707a", "#e6e8eb"
-_ACCENT, _PLAIN = COLORS[1], "#5b6b7d"
 
 OPERATION_ORDER = ("add", "update", "delete", "noop")
 
@@ -143,7 +141,7 @@ def draw_training(metrics: Sequence[Mapping[str, Any]], folder: Path) -> list[tu
         chosen = [n for n in names if re.search(panel.pattern, n)]
         if not chosen:
             continue
-        with _figure(folder / f"{panel.name}.png") as (fig, ax):
+        with figure(folder / f"{panel.name}.png") as (fig, ax):
             if panel.kind == "stack":
                 _stack(ax, metrics, chosen)
             else:
@@ -181,7 +179,7 @@ def draw_time(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
     """One horizontal bar per stage, split by what the time went into."""
     parts = list(dict.fromkeys(name for s in shares.values() for name in s if name != "other"))
     parts += ["other"] if any("other" in s for s in shares.values()) else []
-    with _figure(path, size=(9.6, 0.9 + 0.52 * len(shares))) as (_fig, ax):
+    with figure(path, size=(9.6, 0.9 + 0.52 * len(shares))) as (_fig, ax):
         for y, (_stage, seconds) in enumerate(shares.items()):
             left, total = 0.0, sum(seconds.values())
             for name in parts:
@@ -203,45 +201,6 @@ def draw_time(shares: Mapping[str, Mapping[str, float]], path: Path) -> None:
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=8, frameon=False, handlelength=0.9)
 
 
-def draw_systems(rows: Sequence[Row], metric: str, path: Path) -> None:
-    """Systems of one benchmark as points with intervals, first row on top."""
-    with _figure(path, size=(9.6, 1.0 + 0.36 * len(rows))) as (_fig, ax):
-        for y, row in enumerate(rows):
-            interval = row.metrics[metric]
-            mean = 100 * interval.mean
-            low = mean if interval.low is None else 100 * interval.low
-            high = mean if interval.high is None else 100 * interval.high
-            color = _ACCENT if row.system.startswith("trained") else _PLAIN
-            ax.plot([low, high], [y, y], color=color, linewidth=2.2, solid_capstyle="butt", alpha=0.55)
-            ax.plot([mean], [y], "o", color=color, markersize=7)
-            ax.text(high + 1.2, y, f"{mean:.1f}", va="center", color=color, fontsize=9.5, fontweight="bold")
-        ax.set_yticks(range(len(rows)), [r.system for r in rows])
-        ax.set_ylim(len(rows) - 0.4, -0.6)
-        top = max(100 * (r.metrics[metric].high or r.metrics[metric].mean) for r in rows)
-        ax.set_xlim(0, min(106.0, max(10.0, top + 6)))
-        ax.set_xlabel(f"{metric}, percent, with 95 % interval")
-        ax.grid(axis="x", color=GRID, linewidth=0.8)
-        ax.tick_params(axis="y", length=0)
-        ax.spines["left"].set_visible(False)
-
-
-def draw_progress(rows: Mapping[str, Sequence[tuple[int, Row]]], metric: str, path: Path) -> None:
-    """One metric over training steps for systems that were evaluated more than once. rows: system → (step, row)."""
-    with _figure(path) as (_fig, ax):
-        for i, (system, points) in enumerate(rows.items()):
-            color = COLORS[i % len(COLORS)]
-            steps = [step for step, _ in points]
-            found = [row.metrics[metric] for _, row in points]
-            low = [100 * (v.mean if v.low is None else v.low) for v in found]
-            high = [100 * (v.mean if v.high is None else v.high) for v in found]
-            ax.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-            ax.plot(steps, [100 * v.mean for v in found], "o-", color=color, markersize=4, linewidth=1.8, label=system)
-        ax.set_xlabel("step")
-        ax.set_ylabel(f"{metric}, percent")
-        ax.grid(axis="y", color=GRID, linewidth=0.8)
-        ax.legend(frameon=False)
-
-
 def duration(seconds: float) -> str:
     """`2 h 05 min`, `12 min 30 s` or `8.4 s`."""
     if seconds < 60:
@@ -253,7 +212,8 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def _figure(path: Path, size: tuple[float, float] = (6.4, 3.4)) -> Iterator[tuple[Figure, Axes]]:
+def figure(path: Path, size: tuple[float, float] = (6.4, 3.4)) -> Iterator[tuple[Figure, Axes]]:
+    """A figure in the report's style, written to `path` when the block ends. size: inches."""
     import matplotlib
 
     # the object interface with an explicit canvas: pyplot would keep global state and pick a display

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
+from memr1.evaluation.memories.base import Footprint, Upkeep
 from memr1.evaluation.predictions import Prediction, dump_predictions
-from memr1.evaluation.rows import summarize_all
+from memr1.evaluation.rows import summarize, summarize_all
 from memr1.training.metrics import trajectory_record
 from memr1.training.runlog import RunLog
 from memr1.trajectory import Sequence, Step, Trajectory
@@ -146,10 +148,16 @@ def predictions(n=60, systems=(("no-memory", 0.05), ("bm25", 0.45), ("untrained"
             name, number = categories[i % 3]
             right = rng.random() < probability
             answer = "rome" if right else (None if i % 20 == 0 else "paris or rome")
-            out.append(
-                Prediction("factworld", system, "w0", f"q{i}", name, number, "Where?", "rome", answer, seconds=0.1)
-            )
+            reached = "nothing" if system == "no-memory" else ("prompt", "memory", "nothing", None)[i % 4]
+            base = Prediction("factworld", system, "w0", f"q{i}", name, number, "Where?", "rome", answer, seconds=0.1)
+            out.append(replace(base, reached=reached, prompt_tokens=200, completion_tokens=12))
     return out
+
+
+def footprints(decisions=40):
+    """Of a memory that two dialogues grew."""
+    done = Upkeep({"ADD": 10, "UPDATE": 6, "NOOP": 20}, decisions, rejected=2, unreadable=4, tokens=6000)
+    return [Footprint(9, (4, 6, 9), done, seconds=3.0), Footprint(7, (2, 5, 7), done, seconds=3.0)]
 
 
 def write_run(path, *, evaluation=True):
@@ -177,5 +185,8 @@ def write_run(path, *, evaluation=True):
                 kept = [p for p in predictions() if p.system == system]
                 dump_predictions(kept, path / "predictions" / "factworld" / f"{system}.jsonl")
             for row in summarize_all(predictions()):
+                if row.system in ("trained", "untrained"):
+                    own = [p for p in predictions() if p.system == row.system]
+                    row = summarize(own, footprints(60 if row.system == "untrained" else 40))
                 log.evaluation(last, "manager-grpo", row.to_dict(), time=START)
     return last

@@ -10,7 +10,9 @@ import pytest
 
 from memr1.errors import MemR1Error
 from memr1.evaluation.predictions import dump_predictions, load_predictions
-from memr1.training.report import _comparisons, sample_rollouts, write_report
+from memr1.evaluation.rows import summarize
+from memr1.training.report import sample_rollouts, write_report
+from memr1.training.report_evaluation import _comparisons
 from memr1.training.report_plots import duration, moving_average, stage_segments, time_shares
 from memr1.training.runlog import (
     RunLog,
@@ -203,11 +205,34 @@ def test_a_finished_run_gets_all_sections_and_figures(finished):
     figures = {p.name for p in (path / "plots").glob("*.png")}
     assert {"reward.png", "operations.png", "kl.png", "mismatch.png", "bank.png", "time.png"} <= figures
     assert {"evaluation-factworld.png", "evaluation-factworld-steps.png"} <= figures
+    assert {"failures-factworld.png", "growth-factworld.png"} <= figures
     embedded = re.findall(r'src="data:image/png;base64,([^"]+)"', html)
     assert len(embedded) == len(figures)
     assert all(base64.b64decode(data).startswith(b"\x89PNG") for data in embedded)
     assert f"Step {last}, world-2/t1" in html
     assert "12 steps" in html
+
+
+def test_failures_costs_and_memories_are_tables(finished):
+    markdown = (finished[0] / "report.md").read_text(encoding="utf-8")
+    kept = [p for p in run.predictions() if p.system == "no-memory"]
+    wrong = sum(p.answer != "rome" for p in kept)
+    share = f"{100 * wrong / 60:.1f}"
+    assert f"| no-memory | {share} | {share} | 0.0 | 0.0 | 0.0 |" in markdown  # nothing is stored without a memory
+    assert "| no-memory | 200 | 12.0 | 0.10 | – | – |" in markdown
+    assert "| trained | 200 | 12.0 | 0.10 | 200 | 0.10 |" in markdown  # 12000 tokens and 6 s for 60 questions
+    assert "| trained | 8.0 | 25.0 | 15.0 | 0.0 | 50.0 | 5.0 | 10.0 |" in markdown
+    (growth,) = {r.memory.growth for r in [summarize(kept, run.footprints())] if r.memory}
+    assert growth == (3.0, 3.0, 3.0, 5.5, 5.5, 5.5, 8.0, 8.0, 8.0, 8.0)  # of three sessions, at each tenth
+
+
+def test_a_benchmark_without_the_metric_still_has_its_table(tmp_path):
+    declined = [replace(p, abstain=True, answer="unknown") for p in run.predictions() if p.system == "trained"]
+    with RunLog(tmp_path) as log:
+        log.evaluation(1, "evaluation", summarize(declined, measures=("abstained",)).to_dict())
+    write_report(tmp_path)
+    assert "| trained | 60 | 100.0 [" in (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "plots" / "evaluation-factworld.png").exists()
 
 
 def test_the_page_fetches_nothing_from_elsewhere(finished):
