@@ -87,6 +87,10 @@ def evaluate(
     audit: Annotated[
         Path | None, typer.Option(help="LoCoMo: corrected labels; rows with and without the corrected questions.")
     ] = None,
+    judge: Annotated[
+        bool,
+        typer.Option("--judge", help="A last column by a language model: --set judge.url=... --set judge.model=..."),
+    ] = False,
     systems: Annotated[str, typer.Option(help="Comma-separated rows; empty takes those of the run's config.")] = "",
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="key=value change to the run's config; may be repeated.")
@@ -113,7 +117,7 @@ def evaluate(
     from memr1.training.report import write_report
 
     chosen = tuple(s for s in systems.split(",") if s)
-    evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console, adversarial, audit)
+    evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console, adversarial, audit, judge)
     console.print(f"report: {write_report(run_dir)}", soft_wrap=True, markup=False)
 
 

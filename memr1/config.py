@@ -19,6 +19,7 @@ from memr1.data.factworld import FactWorldConfig
 from memr1.errors import MemR1Error
 from memr1.evaluation.systems import get_system
 from memr1.models.adapters import LoraSettings
+from memr1.rewards.base import make_reward
 from memr1.rollout.endpoint import EndpointConfig
 
 
@@ -243,7 +244,8 @@ class StageConfig:
     bank: str = "oracle"
     """Whose bank the answerer is trained on: `oracle`, `manager` (the manager as it is now), or `add-everything`."""
     reward: str = "em_set"
-    """Metric of the answer that pays: `em_strict`, `em_squad`, `em_set`, `f1` or `bleu1`."""
+    """Measure of the answer that pays: `em_strict`, `em_squad`, `em_set`, `f1`, `bleu1` or `judge` (the model of the
+    run's `judge`), or a weighted sum such as `0.5*em_set+0.5*f1`."""
 
     @property
     def name(self) -> str:
@@ -306,6 +308,8 @@ class Config:
     stages: tuple[StageConfig, ...] = ()
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    judge: EndpointConfig | None = None
+    """A server whose model judges answers, for a stage's reward and for `memr1 eval --judge`."""
     tensorboard: bool = False
     """Mirror the metrics to TensorBoard files in the run folder (`pip install memr1[loggers]`)."""
 
@@ -341,7 +345,6 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stages.objective": ("sft", "grpo", "reinforce", "ppo"),
     "stages.schedule": ("constant", "linear", "cosine"),
     "stages.bank": ("oracle", "manager", "add-everything"),
-    "stages.reward": ("em_strict", "em_squad", "em_set", "f1", "bleu1"),
 }
 
 _AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
@@ -519,6 +522,10 @@ def validate(config: Config, source: str = "config") -> None:
 
     check_choices(config, "", "")
     for i, stage in enumerate(config.stages):
+        try:
+            make_reward(stage.reward, judge=None if config.judge is None else lambda *_: (None, None))
+        except MemR1Error as error:
+            raise MemR1Error(f"{source}: stages.{i}.{error}") from None
         check_choices(stage, f"stages.{i}.", "stages.")
         need(stage.steps >= 1, f"stages.{i}.steps", f"must be at least 1, is {stage.steps}; remove the stage instead")
         need(stage.learning_rate > 0, f"stages.{i}.learning_rate", f"must be above 0, is {stage.learning_rate}")

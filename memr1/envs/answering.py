@@ -100,7 +100,7 @@ def play_answers(
 
 
 def _trajectory(task: AnswerTask, answered: Answered, reward: Reward, seed: int) -> Trajectory:
-    result = reward(answered.answer.text, task.gold)
+    result = reward(answered.answer.text, task.gold, task.question)
     return Trajectory(
         task_id=task.id,
         group_id=task.id,

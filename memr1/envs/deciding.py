@@ -260,7 +260,7 @@ def _pay(
 ) -> tuple[dict[str, float], str | None]:
     """Parts of the reward, and what went wrong where there are none."""
     pressure = world.config.memory.pressure
-    rewards = [reward(a.answer.text, q.gold) for a, q in zip(answers, questions, strict=True)]
+    rewards = [reward(a.answer.text, q.gold, q.text) for a, q in zip(answers, questions, strict=True)]
     errors = [r.error for r in rewards if r.error]
     values = [r.value for r in rewards if r.value is not None]
     parts: dict[str, float] = {}

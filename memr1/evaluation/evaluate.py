@@ -14,12 +14,14 @@ from memr1.config import Config, load_config
 from memr1.data.load import get_source, load_dialogues
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
+from memr1.evaluation.judging import judge_predictions
 from memr1.evaluation.predictions import Prediction, dump_predictions
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.scores import TEXT_MEASURES
 from memr1.evaluation.statistics import Interval
 from memr1.evaluation.systems import UNTRAINED, WARM, System, get_system
 from memr1.evaluation.table import format_interval, rich_table
+from memr1.rollout.judge import LLMJudge
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation, read_info
@@ -66,6 +68,7 @@ def evaluate(
     systems: Sequence[str],
     stop: Callable[[], bool] = lambda: False,
     measures: Sequence[str] = (),
+    judge: LLMJudge | None = None,
 ) -> list[Row]:
     """Evaluate systems one after the other; each row is written to the run folder as soon as it is known.
 
@@ -75,6 +78,7 @@ def evaluate(
     benchmark: the name under which rows and predictions are kept.
     stop: asked before each system; True ends the evaluation there.
     measures: what tables show beside the text match, see `memr1.evaluation.scores`.
+    judge: gives a last column, after all figures that need none.
     """
     rows: list[Row] = []
     lacks: list[str] = []
@@ -95,10 +99,14 @@ def evaluate(
         _load_weights(config.run_dir, pool, state, system)
         results = pool.map("evaluate", dialogues, system=name, benchmark=benchmark)
         predictions: list[Prediction] = [p for part, _ in results for p in part]
+        judged = None
+        if judge is not None:
+            predictions, judged = judge_predictions(predictions, judge)
         footprints = [f for _, part in results for f in part]
         sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
         for part in [predictions] if len(sure) == len(predictions) else [predictions, sure]:
-            row = summarize(part, footprints, measures=measures)
+            row = summarize(part, footprints, measures=(*measures, "judge") if judge else measures)
+            row = replace(row, judge=judged)
             rows.append(row)
             dump_predictions(part, config.run_dir / "predictions" / row.benchmark / f"{name}.jsonl")
             log.evaluation(state.step, "evaluation", row.to_dict())
@@ -161,8 +169,12 @@ def evaluate_folder(
     console: Console,
     adversarial: bool = False,
     audit: Path | None = None,
+    judged: bool = False,
 ) -> list[Row]:
-    """`memr1 eval`: evaluate a finished run again, on any benchmark, in this process."""
+    """`memr1 eval`: evaluate a finished run again, on any benchmark, in this process.
+
+    judged: with the judge of the config's `judge`.
+    """
     from memr1.rollout.pool import LocalPool
     from memr1.training.checkpoints import committed, load_state
 
@@ -183,17 +195,24 @@ def evaluate_folder(
             adversarial=adversarial,
             audit=str(audit) if audit else None,
         )
+    if judged and config.judge is None:
+        raise MemR1Error("--judge needs a model that judges; add --set judge.url=... --set judge.model=...")
     checkpoints = committed(run_dir)
     if not checkpoints:
         raise MemR1Error(f"{run_dir}: the run has no committed checkpoint to take weights from; train it first")
     state = load_state(checkpoints[-1])
     pool = LocalPool(config)
+    judge = LLMJudge(config.judge) if judged and config.judge is not None else None
     try:
         with RunLog(run_dir) as log:
             # rows over different questions or labels must never meet in one table
             options = {split: split != "test", "adversarial": adversarial, "corrected": audit is not None}
             label = "-".join([benchmark, *[name for name, chosen in options.items() if chosen]])
             measures = get_source(benchmark).measures
-            return evaluate(config, pool, state, log, console, label, dialogues, systems, measures=measures)
+            return evaluate(
+                config, pool, state, log, console, label, dialogues, systems, measures=measures, judge=judge
+            )
     finally:
         pool.close()
+        if judge is not None:
+            judge.close()

@@ -49,6 +49,10 @@ class Prediction:
     """Ids of the turns that each entry of `retrieved` came from."""
     reached: str | None = None
     """How far the evidence came: `nothing`, `memory` or `prompt`; see `memr1.evaluation.failures`."""
+    judged: float | None = None
+    """1.0 where the judge accepted the answer, 0.0 where not; None without a judge or a verdict."""
+    judge_error: str | None = None
+    """Why the judge gave no verdict."""
     contract: Contract | None = None
     """What the answer and the entries shown must and must not hold, where the dataset says so."""
 

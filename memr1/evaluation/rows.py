@@ -56,6 +56,32 @@ class MemoryRow:
 
 
 @dataclass(frozen=True)
+class JudgeRow:
+    """The judge behind a row's `judge` column, and how far to trust it."""
+
+    model: str
+    prompt: str
+    """Digest of its prompt (`memr1.rollout.judge.PROMPT_ID`)."""
+    errors: int
+    """Answers without a verdict, left out of its mean."""
+    accepts_swapped: float | None
+    """Share of deliberately wrong answers that it accepted: the gold of another question."""
+    accepts_vague: float | None
+    """The same of an answer that would fit every question."""
+    probes: int
+    """Questions that both were tried on."""
+
+    def __str__(self) -> str:
+        shares = [
+            f"{100 * share:.0f} % of {what}"
+            for share, what in ((self.accepts_swapped, "swapped"), (self.accepts_vague, "vague"))
+            if share is not None
+        ]
+        lenient = f"accepts {' and '.join(shares)} wrong answers (n = {self.probes})" if shares else "not probed"
+        return f"judge {self.model}, prompt {self.prompt}: {lenient}; {self.errors} answers without a verdict"
+
+
+@dataclass(frozen=True)
 class Row:
     """Results of one system on one benchmark. Overall is the micro average over questions."""
 
@@ -85,6 +111,8 @@ class Row:
     """Wrong answers by what went wrong, see `memr1.evaluation.failures`."""
     memory: MemoryRow | None = None
     """What the memories were like, where it is known."""
+    judge: JudgeRow | None = None
+    """Of the `judge` column, where there is one."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for `evaluation.jsonl`."""
@@ -98,11 +126,12 @@ class Row:
                 CategoryRow(c["category"], c["category_id"], c["n"], _intervals(c["metrics"]))
                 for c in data["categories"]
             )
-            known = {f.name for f in dataclasses.fields(cls)} - {"metrics", "categories", "memory"}
+            known = {f.name for f in dataclasses.fields(cls)} - {"metrics", "categories", "memory", "judge"}
             plain = {k: v for k, v in data.items() if k in known}
             kept = data.get("memory")
             memory = MemoryRow(**kept | {"growth": tuple(kept["growth"])}) if kept else None
-            return cls(**plain, metrics=_intervals(data["metrics"]), categories=categories, memory=memory)
+            judge = JudgeRow(**data["judge"]) if data.get("judge") else None
+            return cls(**plain, metrics=_intervals(data["metrics"]), categories=categories, memory=memory, judge=judge)
         except (KeyError, TypeError) as error:
             raise MemR1Error(f"evaluation row: {error} is missing or wrong; write rows with Row.to_dict()") from error
 

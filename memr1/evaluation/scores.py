@@ -75,6 +75,11 @@ def _contract(prediction: Prediction) -> float | None:
     return float(done in (1.0, None) and _clean(prediction) == 1.0 and not leaked)
 
 
+def _judged(prediction: Prediction) -> float | None:
+    """The judge's verdict; does not apply where there is none."""
+    return prediction.judged
+
+
 def _plain(text: str | None) -> str:
     return " ".join((text or "").lower().split())
 
@@ -89,4 +94,5 @@ MEASURES: dict[str, Measure] = {
     "required": _required,
     "clean": _clean,
     "admissible": _admissible,
+    "judge": _judged,
 }

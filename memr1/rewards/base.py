@@ -1,4 +1,4 @@
-"""RewardResult, Reward, and how a config names one: a metric (`em_set`) or weights of several (`{em_set: 1, f1: 0.5}`).
+"""RewardResult, Reward, and how a config names one: a measure (`em_set`) or a weighted sum (`0.5*em_set+0.5*f1`).
 
 Environments call a reward with (answer, gold) and put its value and parts into the trajectory. A reward never guesses:
 what it cannot compute is an error that drops the trajectory and is counted, never a silent 0.0.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from memr1.errors import MemR1Error
 from memr1.rewards.match import METRICS
+
+JUDGE = "judge"
+"""Name of the measure that a language model gives."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,14 @@ class RewardResult:
             raise ValueError(f"reward {self.name}: the value must be finite, got {self.value}")
 
 
+class Judge(Protocol):
+    """Says whether an answer means what the gold says, where that cannot be told from the two texts."""
+
+    def __call__(self, question: str, answer: str, gold: str) -> tuple[float | None, str | None]:
+        """1.0 or 0.0 and None, or None and why there is no verdict."""
+        ...
+
+
 class Reward(Protocol):
     """Judges an answer against its gold."""
 
@@ -49,62 +59,40 @@ class Reward(Protocol):
         """What the value judges: `step`, `trajectory` or `pair`."""
         ...
 
-    def __call__(self, answer: str | None, gold: Any) -> RewardResult:
+    def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
         """answer: None where the completion could not be parsed. gold: text, or a number, which is cast to text."""
         ...
 
 
 @dataclass(frozen=True)
 class AnswerReward:
-    """One metric of the answer (arXiv 2508.19828 uses exact match).
+    """A weighted sum of measures of the answer, for example `em_set`, or `0.5*em_set+0.5*f1`.
 
     An answer of None scores 0.0: an unreadable completion is the agent's failure. A gold that is missing or blank is an
-    error: nothing can be said about the answer.
+    error, since nothing can be said about the answer, and so is a judge without a verdict.
     """
 
-    metric: str = "em_set"
-    """A key of `memr1.rewards.match.METRICS`."""
-
-    def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise MemR1Error(_unknown(self.metric))
-
-    @property
-    def name(self) -> str:
-        """The metric's name."""
-        return self.metric
-
-    @property
-    def scope(self) -> str:
-        """The answer ends the trajectory."""
-        return "trajectory"
-
-    def __call__(self, answer: str | None, gold: Any) -> RewardResult:
-        """Value in 0.0 to 1.0, or the error that the question has no gold."""
-        if gold is None or not str(gold).strip():
-            return RewardResult(self.name, self.scope, None, "the question has no gold answer")
-        value = 0.0 if answer is None else METRICS[self.metric](answer, gold)
-        return RewardResult(self.name, self.scope, value, parts={self.metric: value})
-
-
-@dataclass(frozen=True)
-class WeightedReward:
-    """Weighted sum of answer metrics, for example {"em_set": 1.0, "f1": 0.5}. Weights need not add up to 1."""
-
     weights: dict[str, float]
+    """By name: a key of `memr1.rewards.match.METRICS`, or `judge`. They add up to 1, so that a right answer pays 1."""
+    judge: Judge | None = None
 
     def __post_init__(self) -> None:
-        if not self.weights:
-            raise MemR1Error(f"reward: the weights are empty; name at least one of {', '.join(METRICS)}")
-        for metric, weight in self.weights.items():
-            if metric not in METRICS:
-                raise MemR1Error(_unknown(metric))
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
-                raise MemR1Error(f"reward: the weight of {metric} must be a finite number, found {weight!r}")
+        for name, weight in self.weights.items():
+            if name not in METRICS and name != JUDGE:
+                raise MemR1Error(_unknown(name))
+            if not weight > 0:
+                raise MemR1Error(f"reward: the weight of {name} must be above 0, is {weight:g}")
+        total = math.fsum(self.weights.values())
+        if not math.isclose(total, 1.0, abs_tol=1e-9):
+            raise MemR1Error(
+                f"reward: the weights of {self.name} add up to {total:g}; make them 1, so that a right answer pays 1"
+            )
+        if JUDGE in self.weights and self.judge is None:
+            raise MemR1Error("reward: judge needs a model that judges; set judge.url and judge.model")
 
     @property
     def name(self) -> str:
-        """For example `em_set+0.5*f1`."""
+        """As a config writes it, for example `em_set` or `0.5*em_set+0.5*f1`."""
         return "+".join(m if w == 1 else f"{w:g}*{m}" for m, w in self.weights.items())
 
     @property
@@ -112,31 +100,43 @@ class WeightedReward:
         """The answer ends the trajectory."""
         return "trajectory"
 
-    def __call__(self, answer: str | None, gold: Any) -> RewardResult:
-        """The weighted sum, or the first component's error."""
+    def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
+        """Value in 0.0 to 1.0, or why there is none."""
+        if gold is None or not str(gold).strip():
+            return RewardResult(self.name, self.scope, None, "the question has no gold answer")
         parts: dict[str, float] = {}
-        for metric in self.weights:
-            result = AnswerReward(metric)(answer, gold)
-            if result.value is None:
-                return RewardResult(self.name, self.scope, None, result.error)
-            parts[metric] = result.value
-        value = float(sum(weight * parts[metric] for metric, weight in self.weights.items()))
-        return RewardResult(self.name, self.scope, value, parts=parts)
+        for name in self.weights:
+            value: float | None = 0.0
+            if answer is not None and name in METRICS:
+                value = METRICS[name](answer, gold)
+            elif answer is not None and self.judge is not None:
+                value, error = self.judge(question, answer, str(gold))
+                if value is None:
+                    return RewardResult(self.name, self.scope, None, f"no verdict of the judge: {error}")
+            parts[name] = value or 0.0
+        value = math.fsum(weight * parts[name] for name, weight in self.weights.items())
+        return RewardResult(self.name, self.scope, min(value, 1.0), parts=parts)
 
 
-def make_reward(spec: str | Mapping[str, float]) -> Reward:
-    """The reward that a config names: a metric, or a mapping of metrics to weights.
+def make_reward(spec: str, judge: Judge | None = None) -> AnswerReward:
+    """The reward that a config names: a measure such as `em_set`, or a weighted sum such as `0.5*em_set+0.5*judge`.
 
-    Raises MemR1Error for unknown names (with the nearest known one), bad weights and other types.
+    Raises MemR1Error for unknown names (with the nearest known one), weights that are none or do not add up to 1, and
+    `judge` without one.
     """
-    if isinstance(spec, str):
-        return AnswerReward(spec)
-    if isinstance(spec, Mapping):
-        return WeightedReward({str(metric): weight for metric, weight in spec.items()})
-    raise MemR1Error(f"reward: expected a metric name or a mapping of names to weights, found {spec!r}")
+    weights: dict[str, float] = {}
+    for term in spec.split("+"):
+        weight, star, name = term.rpartition("*")
+        try:
+            number = float(weight) if star else 1.0
+        except ValueError:
+            raise MemR1Error(f"reward: {weight.strip()!r} is no weight; write sums like 0.5*em_set+0.5*f1") from None
+        weights[name.strip()] = weights.get(name.strip(), 0.0) + number
+    return AnswerReward(weights, judge)
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, METRICS, n=1, cutoff=0.5)
+    known = (*METRICS, JUDGE)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"reward: {name!r} is not one of {', '.join(METRICS)}{hint}"
+    return f"reward: {name!r} is not one of {', '.join(known)}{hint}"

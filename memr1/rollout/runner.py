@@ -25,6 +25,7 @@ from memr1.models.registry import context_window, load_tokenizer
 from memr1.rewards.base import make_reward
 from memr1.rollout.endpoint import Endpoint, EndpointEngine, RoutedEngine
 from memr1.rollout.engine import Engine, WeightUpdate
+from memr1.rollout.judge import LLMJudge
 from memr1.rollout.transformers_engine import TransformersEngine
 from memr1.trajectory import Trajectory
 
@@ -78,6 +79,7 @@ class Runner:
         agents = make_agents(config, tokenizer)
         local = self._make_engine(eos_token_ids(self.policies, tokenizer), tokenizer.pad_token_id, agents, longest)
         self.engine = self._with_endpoints(local, tokenizer)
+        self._judge = LLMJudge(config.judge) if config.judge is not None else None
         self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
         self.world = World(config, agents, load_embedder(config.memory.embedder))
 
@@ -141,7 +143,7 @@ class Runner:
         judge_alike: False leaves groups of equal decisions without a reward, see `play_decisions`.
         An episode that fails comes back as a trajectory with `error` set and no reward.
         """
-        scorer = make_reward(reward)
+        scorer = make_reward(reward, self._judge)
         episodes: list[Episode[list[Trajectory]]] = []
         groups = [list(group) for _, group in itertools.groupby(plays, key=lambda p: p.task.id)]
         for group in groups:

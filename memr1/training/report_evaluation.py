@@ -96,7 +96,7 @@ def describe(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row
         path = folder / f"evaluation-{slug}-steps.png"
         plots.draw_progress(repeated, metric, path)
         figures.append(Figure(f"{name}: {metric} during training", "Bands are 95 % intervals.", path))
-    notes = []
+    notes = list(dict.fromkeys(f"{row.judge}." for row in final if row.judge))
     for row in final:
         if row.unscored:
             notes.append(f"{row.system}: {row.unscored} questions without a gold answer were left out.")

@@ -46,7 +46,7 @@ class Price:
 
     name, scope = "price", "trajectory"
 
-    def __call__(self, answer: str | None, gold: Any) -> RewardResult:
+    def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
         """See `Reward`."""
         return RewardResult(self.name, self.scope, zlib.crc32((answer or "").encode()) % 101 / 100)
 
@@ -54,7 +54,7 @@ class Price:
 def install(setattr_: Any = setattr) -> None:
     """Change the program. `setattr_` may be pytest's `monkeypatch.setattr`, which undoes it after the test."""
     setattr_(roles, "_PROTOCOLS", {**roles._PROTOCOLS, "lines": (AnyManager, AnyAnswerer)})
-    setattr_(runner, "make_reward", lambda spec: Price())
+    setattr_(runner, "make_reward", lambda *_: Price())
     setattr_(Trainer, "_update", _interrupted(Trainer._update))
 
 
