@@ -15,7 +15,7 @@ EXTRAS ?= dev,serving
 MARKS ?= not slow and not gpu
 # Passed on to the command of a target, for example `make train-local ARGS='name=second seed=1'`.
 ARGS ?=
-# The run that `make eval-locomo` takes weights from, and the part of LoCoMo it asks about.
+# The run that `make serve` and `make eval-locomo` take weights from, and the part of LoCoMo it asks about.
 RUN ?= runs/train_local
 SPLIT ?= test
 PIP_FLAGS ?=
@@ -33,7 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench gpu-check eval-locomo clean distclean
+.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench gpu-check eval-locomo clean distclean serve
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [VARIABLE=value]'
@@ -74,6 +74,10 @@ model: $(STAMP) ## Fetch the default language model and the embedder into the ca
 train-local: model ## Train on this machine: memr1 train configs/train_local.yaml (ARGS='key=value ...')
 	$(call say,Training with configs/train_local.yaml $(ARGS))
 	@$(BIN)/memr1 train configs/train_local.yaml --resume auto $(ARGS)
+
+serve: model ## Serve memory at http://127.0.0.1:8000 with the last local run, or the untrained model (ARGS='--port 9000')
+	$(call say,Serving $(if $(wildcard $(RUN)/config.yaml),$(RUN),the untrained default model) $(ARGS))
+	@$(BIN)/memr1 serve $(wildcard $(RUN)) $(ARGS)
 
 test: model ## Run the unit, Ray and end-to-end tests (MARKS='not slow and not gpu')
 	$(call say,Tests in tests/unit tests/ray tests/e2e)

@@ -12,6 +12,7 @@ import typer
 from memr1 import __version__
 from memr1.errors import MemR1Error
 from memr1.memory.commands import app as bank_app
+from memr1.serving.commands import app as keys_app
 from memr1.training.debug_commands import app as debug_app
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(data_app, name="data")
 app.add_typer(bank_app, name="bank")
 app.add_typer(debug_app, name="debug")
+app.add_typer(keys_app, name="keys")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, for example configs/train_local.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value changes, for example rollout.group_size=16.")]
@@ -167,6 +169,41 @@ def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     from memr1.config import load_config, to_yaml
 
     print(to_yaml(load_config(config, overrides or ())), end="")
+
+
+@app.command()
+def serve(
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="Run, checkpoint of one, or model; by default runs/train_local, else the untrained smollm2-135m.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; others than loopback need --keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    db: Annotated[
+        str, typer.Option("--db", envvar="MEMR1_STORE", help="SQLite file, or URL of a PostgreSQL database.")
+    ] = "memory.db",
+    keys: Annotated[
+        str | None, typer.Option(envvar="MEMR1_KEYS", help="Key file, see `memr1 keys`; none: everybody on loopback.")
+    ] = None,
+    without_model: Annotated[
+        bool, typer.Option("--without-model", help="Keep and search memories only; no manager, no answers.")
+    ] = False,
+    on_ray: Annotated[
+        bool, typer.Option("--ray", help="On Ray Serve: the cluster that RAY_ADDRESS names, or one on this machine.")
+    ] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="key=value, a field of ServingConfig in memr1/serving/settings.py; repeatable."),
+    ] = None,
+) -> None:
+    """Serve memory over HTTP: the native API, mem0's and OpenAI's. See docs/serving.md."""
+    from memr1.serving.commands import serve as run
+
+    run(source, host, port, db, keys, without_model, on_ray, settings or ())
 
 
 @models_app.command("list")

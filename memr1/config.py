@@ -447,6 +447,11 @@ def _override_tree(overrides: typing.Sequence[str], data: dict[str, Any]) -> Any
     return tree
 
 
+def build_section(cls: type, value: Any, source: str) -> Any:
+    """A dataclass of settings from plain values; `MemR1Error` names `source` and the field that is wrong."""
+    return _build(cls, value, source, "")
+
+
 def _build(cls: type, value: Any, source: str, prefix: str) -> Any:
     """Turn a plain mapping into the dataclass `cls`, checking names and types on the way."""
     where = prefix.rstrip(".") or "the file"

@@ -397,6 +397,11 @@ class MemoryBank:
         with self._lock:
             return self._log.seq
 
+    def decision(self, idempotency_key: str) -> LogRecord | None:
+        """The decision that was made under a key; None when there was none."""
+        with self._lock:
+            return self._state.decided.get(idempotency_key)
+
     @property
     def log(self) -> OpLog:
         """The log so far; what the bank does later is not in it."""

@@ -49,11 +49,14 @@ def scope(
     user: Annotated[str | None, typer.Option("--user", help="Only this user's banks.")] = None,
     agent: Annotated[str | None, typer.Option("--agent", help="Only this agent's banks.")] = None,
     run: Annotated[str | None, typer.Option("--run", help="Only this run's banks.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option("--tenant", help="Only this tenant's banks; those of a service without keys: local.")
+    ] = None,
 ) -> None:
     """Create, fill, search, check and move memory banks."""
     from memr1.memory.scopes import Scope
 
-    _scope.set(None if (user, agent, run) == (None, None, None) else Scope(user, agent, run))
+    _scope.set(None if {user, agent, run, tenant} == {None} else Scope(user, agent, run, tenant))
 
 
 def _id(bank: str) -> str:
@@ -116,8 +119,9 @@ def list_banks(store: Store = _STORE, as_json: AsJson = False) -> None:
         for name in opened.names():
             whose, own = Scope.of(name) or (Scope(), name)
             if scope.covers(whose):
-                rows.append({"user": whose.user_id, "agent": whose.agent_id, "run": whose.run_id, "bank": own})
-    owned = [c for c in ("user", "agent", "run") if any(row[c] for row in rows)]
+                owner = {"tenant": whose.tenant, "user": whose.user_id, "agent": whose.agent_id, "run": whose.run_id}
+                rows.append({**owner, "bank": own})
+    owned = [c for c in ("tenant", "user", "agent", "run") if any(row[c] for row in rows)]
     _show(rows, as_json, (*owned, "bank"))
 
 

@@ -30,11 +30,13 @@ MARK = "@"
 
 @dataclass(frozen=True)
 class Scope:
-    """Whose memory it is, in mem0's terms. What is None is left open."""
+    """Whose memory it is, in mem0's terms, and of which tenant of a service. What is None is left open."""
 
     user_id: str | None = None
     agent_id: str | None = None
     run_id: str | None = None
+    tenant: str | None = None
+    """Customers of one service do not share users: alice of one tenant is not alice of another."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -54,13 +56,16 @@ class Scope:
         """Id in the store of the bank of this name in exactly this scope; `MemR1Error` for a name that is none."""
         check_bank_id(name)
         if not any(getattr(self, f.name) for f in fields(self)):
-            raise MemR1Error("scope: name a user_id, an agent_id or a run_id; banks of nobody are the store's own")
-        parts = ("" if (value := getattr(self, f.name)) is None else quote(value, safe="") for f in fields(self))
-        bank_id = f"{MARK}{'/'.join(parts)}/{name}"
+            raise MemR1Error(
+                "scope: name a user_id, an agent_id, a run_id or a tenant; banks of nobody are the store's own"
+            )
+        parts = ("" if value is None else quote(value, safe="") for value in (self.user_id, self.agent_id, self.run_id))
+        of_tenant = "" if self.tenant is None else f"{quote(self.tenant, safe='')}{MARK}"
+        bank_id = f"{MARK}{of_tenant}{'/'.join(parts)}/{name}"
         if len(bank_id) > 255:
             raise MemR1Error(
-                f"scope: user_id, agent_id, run_id and the bank's name take {len(bank_id)} characters together, at "
-                "most 255 are possible; use shorter ones, or a digest"
+                f"scope: tenant, user_id, agent_id, run_id and the bank's name take {len(bank_id)} characters "
+                "together, at most 255 are possible; use shorter ones, or a digest"
             )
         return bank_id
 
@@ -69,8 +74,9 @@ class Scope:
         """Scope and name of an id that `bank_id` made; None for the store's own banks."""
         if not bank_id.startswith(MARK) or bank_id.count("/") < 3:
             return None
-        *parts, name = bank_id[1:].split("/", 3)
-        return cls(*(unquote(part) or None for part in parts)), name
+        first, agent_id, run_id, name = bank_id[1:].split("/", 3)
+        tenant, _, user_id = first.rpartition(MARK)  # quoted values hold no mark
+        return cls(*(unquote(part) or None for part in (user_id, agent_id, run_id, tenant))), name
 
 
 class ScopedBanks:
@@ -84,7 +90,7 @@ class ScopedBanks:
         """The view of a scope within this one: `narrow(run_id="7")`. `MemR1Error` when it would leave it."""
         unknown = more.keys() - {f.name for f in fields(Scope)}
         if unknown:
-            raise MemR1Error(f"scope: {min(unknown)} is not known; use user_id, agent_id and run_id")
+            raise MemR1Error(f"scope: {min(unknown)} is not known; use tenant, user_id, agent_id and run_id")
         narrower = replace(self.scope, **more)
         if not self.scope.covers(narrower):
             raise MemR1Error(f"scope: {narrower} is not within {self.scope}")

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
+
+    Watch = Callable[[int, int], bool]
+    """(number of a request in the call, the token it just got) -> whether it is to go on: to stream and to give up."""
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from memr1.models.adapters import PolicyModel
+    from memr1.rollout.engine import Watch
 
 Decode = Callable[[Sequence[int]], str]
 COMPACT_BELOW = 0.75
@@ -84,8 +85,11 @@ class TransformersEngine:
 
     # -- generation ---------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """See `Engine.generate`. Raises ValueError on an empty prompt."""
+    def generate(self, requests: Sequence[GenerationRequest], watch: Watch | None = None) -> list[Completion]:
+        """See `Engine.generate`. Raises ValueError on an empty prompt.
+
+        watch: is told every token as it is sampled; a request that it gives up ends there, with what it has.
+        """
         results: list[Completion | None] = [None] * len(requests)
         by_policy: dict[str, dict[Prompt, list[int]]] = defaultdict(lambda: defaultdict(list))
         for i, request in enumerate(requests):
@@ -97,7 +101,8 @@ class TransformersEngine:
         for policy, prompts in by_policy.items():
             with self.policies.use_merged(policy) as model:
                 for batch in self._batches(requests, prompts):
-                    for i, completion in self._generate_batch(model, requests, batch, prompts, self._versions[policy]):
+                    version = self._versions[policy]
+                    for i, completion in self._generate_batch(model, requests, batch, prompts, version, watch):
                         results[i] = completion
         return [r for r in results if r is not None]
 
@@ -150,8 +155,13 @@ class TransformersEngine:
         batch: list[list[Prompt]],
         members_of: dict[Prompt, list[int]],
         version: int,
+        watch: Watch | None,
     ) -> list[tuple[int, Completion]]:
         import torch
+
+        def go_on(row: int, token: int) -> bool:
+            assert watch is not None
+            return any([watch(i, token) for i in rows[row][1]])  # a list: everybody is told
 
         with torch.inference_mode():
             start = time.perf_counter()
@@ -189,6 +199,7 @@ class TransformersEngine:
                 eos_ids=self.eos_ids,
                 stops=[s.stop for s in how],
                 decode=self.decode,
+                watch=None if watch is None else go_on,
             )
             self.timings["decode_s"] += time.perf_counter() - start
             self.timings["decode_tokens"] += sum(len(ids) for ids, _, _ in decoded)
@@ -213,6 +224,7 @@ def _decode(
     eos_ids: Sequence[int],
     stops: list[tuple[str, ...]],
     decode: Decode | None,
+    watch: Watch | None,
 ) -> list[tuple[list[int], list[float], str]]:
     """Sample one completion per row; rows of one prompt start from copies of its cache."""
     import torch
@@ -255,7 +267,12 @@ def _decode(
             found = [any(s in text for s in stops[r]) for r, text in zip(rows, said, strict=True)]
             ended |= torch.tensor(found, device=device)
         stopped[row_ids[alive & ended]] = True
+        unwanted = []
+        if watch is not None:
+            unwanted = [r for r, t in zip(live.tolist(), choice[alive].tolist(), strict=True) if not watch(r, t)]
         alive = alive & ~ended & (lengths[row_ids] < limit[row_ids])
+        if unwanted:
+            alive = alive & ~torch.isin(row_ids, torch.tensor(unwanted, device=device))
         running = int(alive.sum())
         if running == 0:
             break

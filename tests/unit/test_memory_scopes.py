@@ -87,7 +87,7 @@ def test_a_view_can_be_narrowed_and_not_widened(open_store: Open) -> None:
     for more in ({"user_id": "bob"}, {"user_id": None}):
         with pytest.raises(MemR1Error, match="is not within"):
             run.narrow(**more)
-    with pytest.raises(MemR1Error, match="scope: team is not known; use user_id, agent_id and run_id"):
+    with pytest.raises(MemR1Error, match="scope: team is not known; use tenant, user_id, agent_id and run_id"):
         run.narrow(team="x")
 
 
@@ -106,14 +106,14 @@ def test_a_bank_in_memory_is_kept_in_a_scope(open_store: Open) -> None:
             st.none()
             | st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=5)
         ]
-        * 3
+        * 4
     ),
     name=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=9),
 )
 def test_ids_and_scopes_are_one_to_one(parts: Any, name: str) -> None:
     scope = Scope(*parts)
-    if parts == (None, None, None):
-        with pytest.raises(MemR1Error, match="name a user_id, an agent_id or a run_id"):
+    if parts == (None, None, None, None):
+        with pytest.raises(MemR1Error, match="name a user_id, an agent_id, a run_id or a tenant"):
             scope.bank_id(name)
         return
     assert Scope.of(scope.bank_id(name)) == (scope, name)

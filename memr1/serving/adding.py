@@ -1,0 +1,80 @@
+"""Adding memories, whatever the route: through the manager, or as they stand."""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memr1.memory.scopes import Scope
+from memr1.memory.types import Event, MemoryOp, Provenance
+from memr1.serving.agents import Decided, Said
+from memr1.serving.banks import BankRef
+from memr1.serving.errors import ApiError
+from memr1.serving.requests import accepted
+
+if TYPE_CHECKING:
+    from memr1.serving.app import Services
+
+
+async def add(
+    services: Services,
+    principal: Scope,
+    ref: BankRef,
+    said: Sequence[Said],
+    *,
+    infer: bool,
+    provenance: Provenance,
+    time: str,
+    event_time: str | None = None,
+    metadata: dict[str, Any] | None = None,
+    key: str | None = None,
+    dry_run: bool = False,
+) -> list[Decided]:
+    """What was decided about each message, on disk. Verbatim texts are one decision, applied whole or not at all.
+
+    `ApiError` when the bank rejects a verbatim text, and 422 when every reply of the manager was unreadable: an answer
+    that sounds like success although nothing was kept would be worse.
+    """
+    if not infer:
+        ops = [MemoryOp(Event.ADD, _worded(s), metadata=metadata or {}) for s in said]
+        if dry_run:
+            applied = await services.banks.call("trial", principal, ref, ops, time=time)
+        else:
+            applied = await services.banks.call(
+                "apply",
+                principal,
+                ref,
+                ops,
+                provenance=provenance,
+                time=time,
+                event_time=event_time,
+                key=key,
+                create=True,
+            )
+            services.metrics.count(applied.results)
+        for result in sorted(applied.results, key=lambda r: (r.reason or "").startswith("aborted")):
+            accepted(result)
+        return [Decided(tuple(s.text for s in said), None, applied)]
+    start = clock.perf_counter()
+    decided = await services.agent().remember(
+        principal, ref, said, provenance=provenance, time=time, event_time=event_time, key=key, dry_run=dry_run
+    )
+    services.metrics.generation_seconds.labels("manager").observe(clock.perf_counter() - start)
+    for one in decided:
+        if one.error is not None:
+            services.metrics.refused.labels(one.error.split(":", 1)[0]).inc()
+        elif one.applied is not None and not dry_run and not one.applied.replayed:
+            services.metrics.count(one.applied.results)
+    if decided and all(one.error is not None for one in decided):
+        raise ApiError(
+            422,
+            "unreadable_decision",
+            "nothing was kept: the manager's reply could not be carried out. Add it as it stands with infer=false",
+            details=[{"facts": list(one.facts), "error": one.error, "reply": one.completion} for one in decided],
+        )
+    return decided
+
+
+def _worded(said: Said) -> str:
+    return f"{said.speaker}: {said.text}" if said.speaker else said.text

@@ -1,0 +1,195 @@
+"""The application: services put together, and the FastAPI app over them. The same under uvicorn and on Ray Serve."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from memr1 import __version__
+from memr1.errors import MemR1Error
+from memr1.memory.scopes import Scope
+from memr1.serving import mem0_api, native_api, openai_api
+from memr1.serving.agents import AgentService
+from memr1.serving.banks import Banks, BankService, InProcess
+from memr1.serving.errors import ApiError, as_api_error, body_of
+from memr1.serving.inference import Inference, watched
+from memr1.serving.jobs_worker import JobsWorker
+from memr1.serving.keys import LOCAL_TENANT, KeyFile, Principal, RateLimiter
+from memr1.serving.middleware import Gate
+from memr1.serving.observe import Metrics
+from memr1.serving.requests import ADMINISTRATOR, Caller
+from memr1.serving.schemas import ERRORS
+from memr1.serving.settings import ServingConfig
+
+if TYPE_CHECKING:
+    from memr1.serving.source import Source
+
+_EVERYBODY = Principal(Scope(tenant=LOCAL_TENANT))
+
+
+@dataclass
+class Services:
+    """What a request handler works with."""
+
+    settings: ServingConfig
+    banks: Banks
+    agents: AgentService | None = None
+    """None for a service without a model."""
+    inference: Inference | None = None
+    """The model, where it is in this process."""
+    keys: KeyFile | None = None
+    metrics: Metrics = field(default_factory=Metrics)
+    rates: RateLimiter = field(default_factory=RateLimiter)
+    stop: Callable[[], None] = lambda: None
+    """Closes what was opened for the service."""
+    stopping: bool = False
+
+    @property
+    def label(self) -> str:
+        """What is served, in words."""
+        return self.agents.label if self.agents else "memory without a model"
+
+    def authenticate(self, key: str | None) -> Principal:
+        """Whose request it is. Without a key file everybody is the local administrator."""
+        return self.keys.authenticate(key) if self.keys is not None else _EVERYBODY
+
+    def agent(self) -> AgentService:
+        """The agents; `ApiError` 501 where there are none."""
+        if self.agents is None:
+            raise ApiError(501, "no_model", "this service has no model: add with infer=false, and search")
+        return self.agents
+
+    async def ready(self) -> None:
+        """`ApiError` 503 while requests should go elsewhere."""
+        if self.stopping or (self.inference is not None and not self.inference.alive):
+            raise ApiError(503, "not_ready", "the service starts or stops", headers={"Retry-After": "1"})
+        await self.banks.call("ready")
+
+    def close(self) -> None:
+        """Finish what is under way and release everything."""
+        self.stopping = True
+        if self.inference is not None:
+            self.inference.close(self.settings.timeout_s)
+        self.stop()
+
+
+def start(settings: ServingConfig) -> Services:
+    """Services in this process: the store and, where the settings name one, the model."""
+    from memr1.memory.embed import load_embedder
+
+    keys = KeyFile(settings.keys) if settings.keys is not None else None
+    source = _source(settings)
+    service = BankService(
+        settings.db, load_embedder(embedder_name(settings, source)), settings.max_entries, settings.max_banks
+    )
+    try:
+        banks = InProcess(service)
+        if source is None:
+            return Services(settings, banks, keys=keys, stop=service.close)
+        from memr1.serving.source import load_runner
+
+        runner = load_runner(source, settings.threads)
+        inference = Inference(watched(runner.engine), max_queue=settings.max_queue, max_batch=settings.max_batch)
+        agents = AgentService(source.config, runner.world.agents, inference, banks, settings, source.label)
+        services = Services(settings, banks, agents, inference, keys, stop=service.close)
+        services.metrics.watch(inference)
+        return services
+    except BaseException:
+        service.close()
+        raise
+
+
+def _source(settings: ServingConfig) -> Source | None:
+    from memr1.serving.source import find_source
+
+    return None if settings.source is None else find_source(settings.source)
+
+
+def embedder_name(settings: ServingConfig, source: Source | None) -> str:
+    """Of the settings, else of the run, else the default."""
+    if settings.embedder is not None:
+        return settings.embedder
+    return "minilm" if source is None else source.config.memory.embedder
+
+
+def make_app(services: Services) -> FastAPI:
+    """The whole HTTP surface over some services."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        worker = JobsWorker(services)
+        task = asyncio.create_task(worker.work())
+        app.state.jobs = worker
+        try:
+            yield
+        finally:
+            services.stopping = True
+            worker.stop()
+            await task
+
+    app = FastAPI(
+        title="memr1",
+        version=__version__,
+        description="Memory for agents: banks of short texts, kept by a trained manager, asked through a trained "
+        "answerer. Errors are JSON everywhere and carry the id of the request.",
+        lifespan=lifespan,
+        docs_url=None,  # these pages load scripts from elsewhere
+        redoc_url=None,
+    )
+    app.state.services = services
+    app.include_router(native_api.router)
+    app.include_router(mem0_api.router)
+    app.include_router(openai_api.router)
+
+    @app.get("/healthz", tags=["service"], summary="Whether the process lives")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok", "version": __version__}
+
+    @app.get("/readyz", responses=ERRORS, tags=["service"], summary="Whether requests can be served")
+    async def readyz() -> dict[str, str]:
+        await services.ready()
+        return {"status": "ready", "serves": services.label}
+
+    @app.get("/metrics", responses=ERRORS, tags=["service"], summary="Metrics for Prometheus", response_class=Response)
+    async def metrics(_: Caller = ADMINISTRATOR) -> Response:
+        from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+        return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(MemR1Error)
+    async def refused(request: Request, error: MemR1Error) -> JSONResponse:
+        return _error(request, as_api_error(error))
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        found = error.errors()
+        if any(e["type"] == "json_invalid" for e in found):
+            return _error(request, ApiError(400, "invalid_json", "the body is not JSON"))
+        # without the values: they may be what somebody said, and error bodies end up in logs
+        details = [{"field": ".".join(map(str, e["loc"])), "problem": e["msg"]} for e in found]
+        first = details[0]
+        message = f"{first['field']}: {first['problem']}"
+        return _error(request, ApiError(422, "invalid_field", message, param=first["field"], details=details))
+
+    @app.exception_handler(HTTPException)
+    async def plain(request: Request, error: HTTPException) -> JSONResponse:
+        codes = {404: "not_found", 405: "method_not_allowed"}
+        code = codes.get(error.status_code, "invalid_request")
+        said = f"{request.method} {request.url.path}: {error.detail}"
+        return _error(request, ApiError(error.status_code, code, said, headers=error.headers))
+
+    app.add_middleware(Gate, services=services)
+    return app
+
+
+def _error(request: Request, error: ApiError) -> JSONResponse:
+    body: dict[str, Any] = body_of(error, request.url.path, request.state.request_id)
+    return JSONResponse(body, status_code=error.status, headers=error.headers)

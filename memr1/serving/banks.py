@@ -1,0 +1,435 @@
+"""The bank service: the one owner of a store, and where every request's scope is enforced.
+
+Methods take plain values and return plain values, so that the owner can live in another process; `InProcess` calls it
+in threads of this one, `memr1.serving.on_ray` over Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio.to_thread
+
+from memr1.envs.deciding import related_entries
+from memr1.errors import MemR1Error
+from memr1.memory.bank import BankStats, MemoryBank
+from memr1.memory.embed import Embedder
+from memr1.memory.erasure import Erasure
+from memr1.memory.filters import compile_filters
+from memr1.memory.oplog import LogRecord
+from memr1.memory.scopes import Scope
+from memr1.memory.state import BankRules
+from memr1.memory.store import BankStore
+from memr1.memory.types import Event, Hit, MemoryEntry, MemoryOp, OpResult, Provenance
+from memr1.serving.errors import ApiError, as_api_error, not_found
+from memr1.serving.jobs import Job, JobTable
+
+DEFAULT_BANK = "memories"
+"""The bank of a scope that nobody gave a name."""
+
+
+@dataclass(frozen=True)
+class BankRef:
+    """A bank by whose it is and what it is called."""
+
+    scope: Scope
+    name: str = DEFAULT_BANK
+
+    def memory_id(self, entry_id: str) -> str:
+        """An id of an entry for routes that name no bank; says nothing of the tenant, which a key decides."""
+        scope = self.scope
+        parts = "\0".join((scope.user_id or "", scope.agent_id or "", scope.run_id or "", self.name))
+        return f"{base64.urlsafe_b64encode(parts.encode()).decode().rstrip('=')}.{entry_id}"
+
+    @classmethod
+    def of_memory_id(cls, memory_id: str, tenant: str | None) -> tuple[BankRef, str]:
+        """Bank and entry of an id that `memory_id` made. `ApiError` 404 for any other text."""
+        token, _, entry_id = memory_id.rpartition(".")
+        try:
+            parts = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
+            user_id, agent_id, run_id, name = parts.split("\0")
+            scope = Scope(user_id or None, agent_id or None, run_id or None, tenant)
+        except (ValueError, MemR1Error):
+            raise not_found("the memory") from None
+        return cls(scope, name), entry_id
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What came of a decision."""
+
+    seq: int
+    results: tuple[OpResult, ...]
+    replayed: bool = False
+    """True when the decision had been made before under its idempotency key."""
+
+
+class Banks(Protocol):
+    """The bank service from a request handler's side."""
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """`BankService.method(*args, **kwargs)`, once it is through even where the caller stops waiting."""
+
+
+class InProcess:
+    """See `Banks`: threads of this process."""
+
+    def __init__(self, service: BankService, threads: int = 32) -> None:
+        self._service = service
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._threads = threads
+
+    async def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """See `Banks.call`."""
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(self._threads)
+        work = partial(getattr(self._service, method), *args, **kwargs)
+        # a task of its own: a cancelled request must not hide from its caller's retry what was committed
+        return await asyncio.shield(asyncio.ensure_future(anyio.to_thread.run_sync(work, limiter=self._limiter)))
+
+
+class BankService:
+    """Banks of all tenants. Thread-safe. Every method takes the principal's scope first and stays within it."""
+
+    def __init__(
+        self, target: str, embedder: Embedder, max_entries: int | None = None, max_banks: int = 100_000
+    ) -> None:
+        """target: path or URL of the store. max_entries: limit of banks that are made from now on. max_banks: of a
+        tenant."""
+        self._max_banks = max_banks
+        self._store = BankStore.open(target, embedder, owner="memr1 serve")
+        self._rules = BankRules(max_entries=max_entries)
+        self._known: dict[str | None, dict[BankRef, str]] = {}
+        self._table = threading.RLock()
+        for bank_id in self._store.names():
+            found = Scope.of(bank_id)
+            if found is not None:
+                self._known.setdefault(found[0].tenant, {})[BankRef(*found)] = bank_id
+        self._jobs = JobTable(self._store)
+
+    def close(self) -> None:
+        """Close the store."""
+        self._store.close()
+
+    def ready(self) -> str:
+        """Name of the store; `ApiError` when it cannot be read."""
+        try:
+            self._store.names()
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+        return self._store.where
+
+    # -- banks --------------------------------------------------------------------------------------------------
+
+    def names(self, principal: Scope, within: Scope, name: str | None = None) -> list[BankRef]:
+        """Banks of a scope and of narrower ones, sorted; with a name, only the one of exactly this scope, if there."""
+        self._check(principal, within)
+        with self._table:
+            known = self._known.get(within.tenant, {})
+            if name is not None:
+                return [ref] if (ref := BankRef(within, name)) in known else []
+            found = [ref for ref in known if within.covers(ref.scope)]
+        return sorted(found, key=lambda ref: ref.scope.bank_id(ref.name))
+
+    def create(self, principal: Scope, ref: BankRef, rules: BankRules | None = None) -> None:
+        """Make an empty bank; 409 when it is there."""
+        self._check(principal, ref.scope)
+        with self._table:
+            if ref in self._known.get(ref.scope.tenant, ()):
+                raise ApiError(409, "bank_exists", f"there is a bank {ref.name!r} in this scope already")
+            self._create(ref, rules)
+
+    def _create(self, ref: BankRef, rules: BankRules | None = None) -> MemoryBank:
+        self._check_room(ref)
+        try:
+            bank = self._store.scoped(ref.scope).create(ref.name, rules=rules or self._rules)
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+        self._known.setdefault(ref.scope.tenant, {})[ref] = bank.bank_id
+        return bank
+
+    def drop(self, principal: Scope, ref: BankRef) -> None:
+        """Remove a bank with everything in it."""
+        self._bank(principal, ref)
+        with self._table:
+            self._store.scoped(ref.scope).drop(ref.name)
+            self._known[ref.scope.tenant].pop(ref, None)
+
+    def stats(self, principal: Scope, ref: BankRef) -> tuple[BankStats, BankRules]:
+        """Counts and limits of a bank."""
+        bank = self._bank(principal, ref)
+        return bank.stats(), bank.rules
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def get(self, principal: Scope, ref: BankRef, entry_id: str) -> MemoryEntry:
+        """The live entry of an id; 404 when there is none."""
+        entry = self._bank(principal, ref).get(entry_id)
+        if entry is None:
+            raise not_found("the memory")
+        return entry
+
+    def entries(
+        self, principal: Scope, ref: BankRef, offset: int, limit: int, deleted: bool = False
+    ) -> tuple[list[MemoryEntry], int]:
+        """A page of entries in order of ADD, and how many there are. deleted: tombstones, too."""
+        bank = self._bank(principal, ref)
+        found = bank.newest_versions() if deleted else bank.entries()
+        return found[offset : offset + limit], len(found)
+
+    def listed(
+        self, principal: Scope, refs: Sequence[BankRef], filters: Mapping[str, Any] | None, offset: int, limit: int
+    ) -> tuple[list[tuple[BankRef, MemoryEntry]], int]:
+        """A page of the entries of several banks that pass a filter, and how many do."""
+        try:
+            matches = None if filters is None else compile_filters(filters)
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+        found = [
+            (ref, entry)
+            for ref in refs
+            for entry in self._bank(principal, ref).entries()
+            if matches is None or matches(entry)
+        ]
+        return found[offset : offset + limit], len(found)
+
+    def history(self, principal: Scope, ref: BankRef, entry_id: str) -> list[MemoryEntry]:
+        """Every version of an entry, oldest first; 404 when there never was one."""
+        versions = self._bank(principal, ref).history(entry_id)
+        if not versions:
+            raise not_found("the memory")
+        return versions
+
+    def log(self, principal: Scope, ref: BankRef, after: int, limit: int) -> tuple[list[LogRecord], int]:
+        """Decisions after a sequence number, and the newest number."""
+        log = self._bank(principal, ref).log
+        return [r for r in log if after < r.seq <= after + limit], log.seq
+
+    def search(
+        self,
+        principal: Scope,
+        refs: Sequence[BankRef],
+        query: str,
+        k: int,
+        *,
+        filters: Mapping[str, Any] | None = None,
+        by: str = "vector",
+        as_of: str | None = None,
+    ) -> list[tuple[BankRef, Hit]]:
+        """The k nearest entries of several banks together, best first. 404 when one of them is not there."""
+        found: list[tuple[BankRef, Hit]] = []
+        for ref in refs:
+            bank = self._bank(principal, ref)
+            try:
+                hits = bank.search(query, k, filters=filters, by=by, as_of=as_of)
+            except MemR1Error as error:
+                raise as_api_error(error) from error
+            found += [(ref, hit) for hit in hits]
+        return sorted(found, key=lambda pair: -pair[1].score)[:k]
+
+    def related(self, principal: Scope, ref: BankRef, facts: Sequence[str], k: int) -> tuple[list[MemoryEntry], int]:
+        """What a manager is shown for new facts, and the number of decisions before; nothing of a bank that is not
+        there yet."""
+        bank = self._bank(principal, ref, missing_ok=True)
+        if bank is None:
+            return [], 0
+        with bank.paused():
+            return related_entries(bank, facts, k), bank.seq
+
+    def export(self, principal: Scope, ref: BankRef) -> bytes:
+        """A bank as JSON lines, as `memr1 bank export` writes them."""
+        bank = self._bank(principal, ref)
+        with tempfile.TemporaryDirectory() as folder:
+            bank.dump(Path(folder) / "bank.jsonl")
+            return (Path(folder) / "bank.jsonl").read_bytes()
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def apply(
+        self,
+        principal: Scope,
+        ref: BankRef,
+        ops: Sequence[MemoryOp],
+        *,
+        provenance: Provenance,
+        time: str,
+        event_time: str | None = None,
+        on_reject: str = "abort",
+        key: str | None = None,
+        create: bool = False,
+    ) -> Applied:
+        """One decision, on disk when this returns. create: make the bank where there is none.
+
+        key: idempotency key. Under one that was used before, that decision's results; 409 when it was for another
+        request, as told by the last of the provenance's turn ids.
+        """
+        bank = self._bank(principal, ref, missing_ok=create)
+        if bank is None:
+            trial = self.trial(principal, ref, ops, time=time, on_reject=on_reject)
+            if not any(r.ok for r in trial.results):
+                return trial  # nothing to keep, so no bank to keep it in
+            with self._table:
+                bank = self._bank(principal, ref, missing_ok=True)
+                if bank is None:
+                    bank = self._create(ref)
+        with bank.paused():
+            if key is not None and (earlier := bank.decision(key)) is not None:
+                return _replayed(earlier, provenance)
+            try:
+                results = bank.apply(
+                    ops,
+                    provenance=provenance,
+                    time=time,
+                    event_time=event_time,
+                    on_reject=on_reject,
+                    idempotency_key=key,
+                )
+            except MemR1Error as error:
+                raise as_api_error(error) from error
+            return Applied(bank.seq, tuple(results))
+
+    def clear(self, principal: Scope, ref: BankRef, *, provenance: Provenance, time: str) -> int:
+        """Delete every entry in one decision; how many there were."""
+        bank = self._bank(principal, ref)
+        with bank.paused():
+            ops = [MemoryOp(Event.DELETE, entry_id=entry.id) for entry in bank.entries()]
+            if ops:
+                try:
+                    bank.apply(ops, provenance=provenance, time=time)
+                except MemR1Error as error:
+                    raise as_api_error(error) from error
+            return len(ops)
+
+    def decided(self, principal: Scope, ref: BankRef, key: str, provenance: Provenance) -> Applied | None:
+        """What was decided under an idempotency key; None when nothing was. 409 when it was for another request."""
+        bank = self._bank(principal, ref, missing_ok=True)
+        earlier = None if bank is None else bank.decision(key)
+        return None if earlier is None else _replayed(earlier, provenance)
+
+    def trial(
+        self, principal: Scope, ref: BankRef, ops: Sequence[MemoryOp], *, time: str, on_reject: str = "abort"
+    ) -> Applied:
+        """What a decision would do, on a fork that is thrown away."""
+        bank = self._bank(principal, ref, missing_ok=True)
+        fork = MemoryBank("trial", self._store.embedder, rules=self._rules) if bank is None else bank.fork()
+        try:
+            return Applied(fork.seq, tuple(fork.apply(ops, time=time, on_reject=on_reject)))
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+
+    def rollback(self, principal: Scope, ref: BankRef, seq: int, *, actor: str, time: str) -> tuple[list[str], int]:
+        """Ids of the entries that got back what they said after decision `seq`, and the number of this decision."""
+        bank = self._bank(principal, ref)
+        try:
+            return bank.rollback(seq, actor=actor, time=time), bank.seq
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+
+    def undo(self, principal: Scope, ref: BankRef, source: str, *, actor: str, time: str) -> tuple[list[str], int]:
+        """Ids of the entries that lost what came from a source, and the number of this decision."""
+        bank = self._bank(principal, ref)
+        try:
+            return bank.undo(source, actor=actor, time=time), bank.seq
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+
+    def erase(self, principal: Scope, ref: BankRef, entry_ids: Sequence[str], *, actor: str, time: str) -> Erasure:
+        """Take the content of entries out of everything, for good."""
+        bank = self._bank(principal, ref)
+        for entry_id in entry_ids:
+            if not bank.history(entry_id):
+                raise not_found("the memory")
+        try:
+            return bank.erase(entry_ids, actor=actor, time=time)
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+
+    def bring_in(self, principal: Scope, ref: BankRef, exported: bytes) -> BankStats:
+        """A new bank from what `export` gave; 409 when there is one of this name."""
+        self._check(principal, ref.scope)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "import.jsonl"
+            path.write_bytes(exported)
+            try:
+                bank = MemoryBank.load(path, self._store.embedder)
+            except MemR1Error as error:
+                said = str(error).replace(str(path), "import")
+                raise ApiError(422, "invalid_import", said) from error
+        with self._table:
+            if ref in self._known.get(ref.scope.tenant, ()):
+                raise ApiError(409, "bank_exists", f"there is a bank {ref.name!r} in this scope already")
+            self._check_room(ref)
+            try:
+                kept = self._store.scoped(ref.scope).adopt(bank, ref.name)
+            except MemR1Error as error:
+                raise as_api_error(error) from error
+            self._known.setdefault(ref.scope.tenant, {})[ref] = kept.bank_id
+        return kept.stats()
+
+    def embed(self, texts: Sequence[str]) -> tuple[str, list[list[float]]]:
+        """Name of the embedder, and a vector for each text. Nothing is kept."""
+        embedder = self._store.embedder
+        return embedder.name, [embedder.embed_query(text).tolist() for text in texts]
+
+    # -- jobs ---------------------------------------------------------------------------------------------------
+
+    def put_job(self, tenant: str | None, job: Job) -> Job:
+        """Keep a job until somebody has done it; the earlier one when there is one of this id."""
+        return self._jobs.put(tenant, job)
+
+    def job(self, principal: Scope, job_id: str) -> Job:
+        """A job of this principal; 404 when there is none."""
+        job = self._jobs.get(principal.tenant, job_id)
+        if job is None or not principal.covers(job.scope):
+            raise not_found("the job")
+        return job
+
+    def take_job(self, lease_s: float) -> Job | None:
+        """The oldest job that nobody does, or whose doer went silent; it is this caller's for `lease_s`."""
+        return self._jobs.take(lease_s)
+
+    def finish_job(self, job: Job) -> None:
+        """Note what came of a job."""
+        self._jobs.finish(job)
+
+    # -----------------------------------------------------------------------------------------------------------
+
+    def _check(self, principal: Scope, scope: Scope) -> None:
+        if not principal.covers(scope):
+            raise not_found("the bank")
+
+    def _check_room(self, ref: BankRef) -> None:
+        if len(self._known.get(ref.scope.tenant, ())) >= self._max_banks:
+            raise ApiError(
+                413, "too_many_banks", f"this tenant has {self._max_banks} banks, its limit; drop some first"
+            )
+
+    def _bank(self, principal: Scope, ref: BankRef, missing_ok: bool = False) -> Any:
+        """The bank; 404 for one that is not there or not the principal's, None for the first if that is all right."""
+        self._check(principal, ref.scope)
+        with self._table:
+            known = ref in self._known.get(ref.scope.tenant, ())
+        if not known:
+            if missing_ok:
+                return None
+            raise not_found("the bank")
+        try:
+            return self._store.scoped(ref.scope).bank(ref.name)
+        except MemR1Error as error:
+            raise as_api_error(error) from error
+
+
+def _replayed(earlier: LogRecord, provenance: Provenance) -> Applied:
+    if earlier.provenance.turn_ids[-1:] != provenance.turn_ids[-1:]:
+        raise ApiError(
+            409, "idempotency_key_reused", "the Idempotency-Key was used for another request; give each its own"
+        )
+    return Applied(earlier.seq, earlier.results, replayed=True)

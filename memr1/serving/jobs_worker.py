@@ -1,0 +1,88 @@
+"""Does accepted jobs, those of an earlier process included."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from memr1.errors import MemR1Error
+from memr1.memory.types import Provenance
+from memr1.serving.adding import add
+from memr1.serving.banks import BankRef
+from memr1.serving.errors import as_api_error
+from memr1.serving.jobs import DONE, FAILED, Job
+from memr1.serving.schemas import AddRequest
+
+if TYPE_CHECKING:
+    from memr1.serving.app import Services
+
+logger = logging.getLogger(__name__)
+
+LEASE_S = 300.0
+"""A job whose doer says nothing for so long is given to another; doing it twice changes a bank once."""
+POLL_S = 2.0
+"""Jobs of other processes are looked for this often."""
+
+
+class JobsWorker:
+    """One job after the other. `poke` it when there is a new one."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._new = asyncio.Event()
+        self._stopping = False
+
+    def poke(self) -> None:
+        """There may be something to do."""
+        self._new.set()
+
+    def stop(self) -> None:
+        """End after the job at hand; the others stay for the next process."""
+        self._stopping = True
+        self._new.set()
+
+    async def work(self) -> None:
+        """Until `stop`."""
+        while not self._stopping:
+            self._new.clear()
+            job = None
+            try:
+                job = await self._services.banks.call("take_job", LEASE_S)
+                if job is not None:
+                    await self._do(job)
+            except Exception:  # of the store: the job stays, and is tried again after its lease
+                logger.exception("a job could not be done now")
+            if job is None and not self._stopping:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._new.wait(), POLL_S)
+
+    async def _do(self, job: Job) -> None:
+        asked = AddRequest(**job.work["body"])
+        seqs: tuple[int, ...] = ()
+        error = None
+        try:
+            decided = await add(
+                self._services,
+                job.scope,
+                BankRef(job.bank_scope, job.bank),
+                asked.said,
+                infer=asked.infer,
+                provenance=Provenance(turn_ids=tuple(job.work["turn_ids"]), role="user"),
+                time=job.work["time"],
+                event_time=asked.event_time,
+                metadata=asked.metadata,
+                key=job.id,
+            )
+            seqs = tuple(d.applied.seq for d in decided if d.applied is not None)
+        except MemR1Error as refusal:
+            found = as_api_error(refusal)
+            if found.status in (429, 503, 504):
+                logger.warning("job %s waits: %s", job.id, found)
+                return  # its lease runs out, and it is tried again
+            error = {"code": found.code, "message": str(found)}
+        await self._services.banks.call(
+            "finish_job", replace(job, state=FAILED if error else DONE, seqs=seqs, error=error)
+        )

@@ -1,0 +1,68 @@
+"""What a service is started with: fields of `memr1 serve` and of `args` in configs/serve.yaml."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memr1.config import build_section
+from memr1.errors import MemR1Error
+
+
+@dataclass(frozen=True)
+class ServingConfig:
+    """A service."""
+
+    source: str | None = None
+    """Folder of a run, of one of its checkpoints, or a model (name, folder, hub id), which then is untrained. None: no
+    model; memories are kept and searched, and whatever needs a manager or an answerer is refused."""
+    db: str = "memory.db"
+    """SQLite file, or URL such as postgresql+psycopg://user@host/database."""
+    keys: str | None = None
+    """File with API keys (`memr1 keys`); None: whoever reaches the port may do everything."""
+    embedder: str | None = None
+    """`minilm`, `hash`, a folder or a hub id; None takes the run's, or minilm."""
+    extractor: str = "utterance"
+    """How messages become facts: `utterance` takes each user message as it stands, `llm` asks the base model."""
+    max_body_bytes: int = 1 << 20
+    """Largest request body; imports may be 64 times as large. Larger ones get 413."""
+    max_in_flight: int = 256
+    """Requests worked on at a time; more get 429."""
+    max_queue: int = 256
+    """Generations that may wait for the model; more get 429."""
+    max_batch: int = 64
+    """Generations in one round of the model."""
+    timeout_s: float = 60.0
+    """Longest time for the generations of a request; then they are given up and the answer is 504. What was being
+    written is written."""
+    body_timeout_s: float = 20.0
+    """Longest wait for the next part of a request's body; then 408."""
+    max_deletes: int = 3
+    """DELETEs in one decision of the manager; a decision with more is refused as a whole."""
+    max_entries: int | None = 100_000
+    """Live entries of a bank that is made by the service; None: no limit."""
+    max_banks: int = 100_000
+    """Banks of a tenant; one more is refused with 413."""
+    threads: int = 0
+    """CPU threads of the model; 0 takes all cores."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_body_bytes",
+            "max_in_flight",
+            "max_queue",
+            "max_batch",
+            "max_banks",
+            "timeout_s",
+            "body_timeout_s",
+        ):
+            if not getattr(self, name) > 0:
+                raise MemR1Error(f"serving.{name}: a number above 0 is needed, got {getattr(self, name)!r}")
+        if self.extractor not in ("utterance", "llm"):
+            raise MemR1Error(f"serving.extractor: {self.extractor!r} is not known; use utterance or llm")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], where: str) -> ServingConfig:
+        """Settings from plain values; `MemR1Error` names `where`, the field and the nearest known one."""
+        return build_section(cls, dict(values), where)

@@ -1,0 +1,239 @@
+"""Bounds: what is too large, too slow or too much is refused in JSON, and what was being written is written."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from memr1.serving.app import make_app
+from tests.unit.serving_cases import error_of, local_client, make_services, sensible, serving
+
+NOTES = "/v1/banks/notes"
+MARA = {"user_id": "mara"}
+
+
+def test_large_bodies_are_refused_and_imports_may_be_larger(tmp_path: Path) -> None:
+    with serving(tmp_path, None, max_body_bytes=2000) as client:
+        big = client.post(f"{NOTES}/memories", params=MARA, json={"text": "x" * 3000, "infer": False})
+        assert error_of(big, 413)["code"] == "body_too_large"
+
+        def parts() -> Iterator[bytes]:  # without a length that is told
+            yield b'{"text": "'
+            for _ in range(10):
+                yield b"x" * 500
+
+        assert error_of(client.post(f"{NOTES}/memories", params=MARA, content=parts()), 413)
+        small = {"text": "y" * 900, "infer": False}
+        for n in range(3):
+            client.post(f"{NOTES}/memories", params=MARA, json={**small, "text": f"{n}" * 900})
+        exported = client.get(f"{NOTES}/export", params=MARA).content
+        assert len(exported) > 2000
+        assert client.post("/v1/banks/copy/import", params=MARA, content=exported).status_code == 201
+
+
+def test_a_tenant_has_so_many_banks_and_no_more(tmp_path: Path) -> None:
+    with serving(tmp_path, None, max_banks=2) as client:
+        for n, status in enumerate((200, 200, 413)):
+            made = client.post(f"/v1/banks/b{n}/memories", params=MARA, json={"text": "x", "infer": False})
+            assert made.status_code == status
+        exported = client.get("/v1/banks/b0/export", params=MARA).content
+        refused = client.post("/v1/banks/b3/import", params=MARA, content=exported)
+        assert error_of(refused, 413)["code"] == "too_many_banks"
+        client.delete("/v1/banks/b0", params=MARA)
+        assert client.post("/v1/banks/b3/import", params=MARA, content=exported).status_code == 201
+
+
+def test_every_response_carries_its_id_and_the_security_headers(tmp_path: Path) -> None:
+    with serving(tmp_path, None) as client:
+        for path in ("/healthz", "/v1/banks", "/v1/nothing", "/metrics"):
+            response = client.get(path, headers={"X-Request-Id": "abc-1"})
+            assert response.headers["x-request-id"] == "abc-1"
+            assert response.headers["x-content-type-options"] == "nosniff"
+            assert response.headers["cache-control"] == "no-store"
+            assert "frame-ancestors 'none'" in response.headers["content-security-policy"]
+            assert "server" not in response.headers
+        forged = client.get("/healthz", headers={"X-Request-Id": "a b\t" + "x" * 200})
+        assert len(forged.headers["x-request-id"]) == 32
+
+
+def test_a_model_that_takes_too_long_is_given_up_and_what_was_written_stays(tmp_path: Path) -> None:
+    release, calls = threading.Event(), []
+
+    def script(prompt: str, request: Any) -> str:
+        calls.append(prompt)
+        if len(calls) == 2:
+            release.wait(20)
+        return sensible(prompt, request)
+
+    with serving(tmp_path, script, timeout_s=0.3) as client:
+        messages = [{"content": "Mara lives in Oslo."}, {"content": "Ben plays the cello."}]
+        headers = {"Idempotency-Key": "k"}
+        late = client.post(f"{NOTES}/memories", params=MARA, json={"messages": messages}, headers=headers)
+        assert error_of(late, 504)["code"] == "timeout"
+        assert client.get(NOTES, params=MARA).json()["live"] == 1
+        release.set()
+        again = client.post(f"{NOTES}/memories", params=MARA, json={"messages": messages}, headers=headers).json()
+        assert [d["replayed"] for d in again["decisions"]] == [True, False]
+        assert client.get(NOTES, params=MARA).json()["live"] == 2
+
+
+def _client(services: Any) -> httpx.AsyncClient:
+    transport = httpx.ASGITransport(make_app(services), raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+
+
+def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(tmp_path: Path) -> None:
+    release = threading.Event()
+
+    def script(*_: Any) -> str:
+        release.wait(20)
+        return "ADD"
+
+    async def ask() -> None:
+        services = make_services(tmp_path, script, max_in_flight=2)
+        async with _client(services) as client:
+            body = {"text": "Mara lives in Oslo."}
+            under_way = [
+                asyncio.create_task(client.post(f"/v1/banks/b{n}/memories", params=MARA, json=body)) for n in range(2)
+            ]
+            await asyncio.sleep(0.1)
+            refused = await client.get("/v1/banks")
+            assert error_of(refused, 429)["code"] == "overloaded" and refused.headers["retry-after"] == "1"
+            assert (await client.get("/healthz")).status_code == 200, "it lives, busy or not"
+            release.set()
+            assert [r.status_code for r in await asyncio.gather(*under_way)] == [200, 200]
+            assert (await client.get("/v1/banks")).status_code == 200
+        services.close()
+
+    asyncio.run(ask())
+
+
+def test_a_client_that_goes_away_stops_the_model_and_no_commit(tmp_path: Path) -> None:
+    gone, tokens = threading.Event(), []
+
+    def script(*_: Any) -> str:
+        gone.wait(20)
+        return "Use: none\nAnswer: " + "long " * 5
+
+    async def ask() -> None:
+        services = make_services(tmp_path, script)
+        async with _client(services) as client:
+            seed = {"text": "Mara lives in Oslo.", "infer": False}
+            await client.post(f"{NOTES}/memories", params=MARA, json=seed)
+            body = {"question": "Where?", **MARA}
+            asked = asyncio.create_task(client.post("/v1/answer", json=body))
+            await asyncio.sleep(0.1)
+            asked.cancel()
+            await asyncio.gather(asked, return_exceptions=True)
+            gone.set()
+            await asyncio.to_thread(services.inference.close)  # type: ignore[union-attr]
+            tokens.append(services.inference.stats)  # type: ignore[union-attr]
+        services.close()
+
+    asyncio.run(ask())
+    assert tokens[0].cancelled == 1 and tokens[0].completion_tokens == 1
+
+
+def test_a_cancelled_write_is_whole_and_can_be_asked_for_again(tmp_path: Path) -> None:
+    async def ask() -> None:
+        services = make_services(tmp_path, None)
+        async with _client(services) as client:
+            body = {"messages": [{"content": f"fact {n}"} for n in range(50)], "infer": False}
+            headers = {"Idempotency-Key": "k"}
+            for delay in (0.0, 0.002, 0.004, 0.008, 0.016):
+                task = asyncio.create_task(client.post(f"{NOTES}/memories", params=MARA, json=body, headers=headers))
+                await asyncio.sleep(delay)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            done = await client.post(f"{NOTES}/memories", params=MARA, json=body, headers=headers)
+            assert done.status_code == 200 and len(done.json()["decisions"][0]["operations"]) == 50
+            info = (await client.get(NOTES, params=MARA)).json()
+            assert (info["live"], info["seq"]) == (50, 1)
+        services.close()
+
+    asyncio.run(ask())
+
+
+def test_readiness_ends_when_the_service_stops(tmp_path: Path) -> None:
+    services = make_services(tmp_path)
+    with local_client(services) as client:
+        assert client.get("/readyz").json()["serves"] == "scripted"
+        services.stopping = True
+        assert error_of(client.get("/readyz"), 503)["code"] == "not_ready"
+        assert client.get("/healthz").status_code == 200
+    services.close()
+
+
+def test_a_store_that_fails_is_the_servers_fault_and_says_so(tmp_path: Path) -> None:
+    services = make_services(tmp_path, None)
+    with local_client(services) as client:
+        seed = {"text": "Mara lives in Oslo.", "infer": False}
+        client.post(f"{NOTES}/memories", params=MARA, json=seed)
+        service = services.banks._service  # type: ignore[attr-defined]
+        with service._store.transaction("setting a limit") as connection:
+            connection.exec_driver_sql("PRAGMA query_only = 1")
+        refused = client.post(f"{NOTES}/memories", params=MARA, json={**seed, "text": "Ben plays."})
+        assert error_of(refused, 503)["code"] == "storage_unavailable"
+        assert refused.headers["retry-after"] == "5" and "memory.db" not in refused.text
+        assert client.get(NOTES, params=MARA).json()["live"] == 1
+    services.close()
+
+
+def test_a_slow_body_is_not_waited_for(tmp_path: Path) -> None:
+    async def ask() -> dict[str, Any]:
+        services = make_services(tmp_path, None, body_timeout_s=0.05)
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(5)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/answer",
+            "raw_path": b"/v1/answer",
+            "query_string": b"",
+            "headers": [(b"content-length", b"10"), (b"host", b"127.0.0.1:80")],
+            "client": ("127.0.0.1", 1),
+            "http_version": "1.1",
+            "scheme": "http",
+            "server": ("127.0.0.1", 80),
+        }
+        await make_app(services)(scope, receive, send)
+        services.close()
+        assert sent[0]["status"] == 408
+        return json.loads(sent[1]["body"])
+
+    assert asyncio.run(ask())["error"]["code"] == "body_timeout"
+
+
+def test_without_keys_only_this_machine_may_ask(tmp_path: Path) -> None:
+    services = make_services(tmp_path, None)
+    app = make_app(services)
+    for client, host, status in (
+        ("127.0.0.1", "127.0.0.1:8000", 200),
+        ("127.0.0.1", "localhost", 200),
+        ("::1", "[::1]:8000", 200),
+        ("127.0.0.1", "evil.example", 403),
+        ("127.0.0.1", "127.0.0.1.evil.example:80", 403),
+        ("10.0.0.7", "127.0.0.1", 403),
+        ("127.0.0.1", "", 403),
+    ):
+
+        async def ask(client: str = client, host: str = host) -> httpx.Response:
+            transport = httpx.ASGITransport(app, client=(client, 1))
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as asking:
+                return await asking.get("/v1/banks", headers={"Host": host})
+
+        response = asyncio.run(ask())
+        assert response.status_code == status, (client, host)
+    services.close()
