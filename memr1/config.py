@@ -287,6 +287,37 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ClaimConfig:
+    """What one Ray actor claims. Claims place actors; they do not limit what a process uses."""
+
+    cpus: float | None = None
+    """CPUs, or a fraction; unset fits it to the cluster."""
+    gpus: float | None = None
+    """GPUs, or a fraction, which puts several actors on one; unset fits it to the cluster."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Labels that the node must have (`ray start --labels`), for example `{pool: rollout}`."""
+
+
+@dataclass(frozen=True)
+class PlacementConfig:
+    """Where actors go on a Ray cluster. Embedder, rewards and the frozen role live in every runner, the reference of
+    the KL in every learner; they have no place of their own."""
+
+    runners: ClaimConfig = field(default_factory=ClaimConfig)
+    """Each runner."""
+    learners: ClaimConfig = field(default_factory=ClaimConfig)
+    """Each learner."""
+    gpus: str = "shared"
+    """`shared` lets runners and learners share GPUs where there are too few; `apart` never does."""
+    strategy: str = "spread"
+    """Of the learners: `spread` or `pack` (as far as possible), `strict-spread` or `strict-pack` (or not at all)."""
+    max_runners: int = 0
+    """Above `rollout.num_runners`, further runners are started while nodes with room for them join; 0 starts none."""
+    wait_s: float = 0.0
+    """Seconds to wait for nodes with room for all actors, asking an autoscaler for them; 0 fails at once."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A run."""
 
@@ -310,6 +341,7 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     judge: EndpointConfig | None = None
     """A server whose model judges answers, for a stage's reward and for `memr1 eval --judge`."""
+    placement: PlacementConfig = field(default_factory=PlacementConfig)
     tensorboard: bool = False
     """Mirror the metrics to TensorBoard files in the run folder (`pip install memr1[loggers]`)."""
 
@@ -341,6 +373,8 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "algo.aggregation": ("token-mean", "sequence-mean", "trajectory-mean"),
     "algo.kl_in": ("loss", "reward"),
     "algo.critic.backbone": ("own", "policy"),
+    "placement.gpus": ("shared", "apart"),
+    "placement.strategy": ("spread", "pack", "strict-spread", "strict-pack"),
     "stages.role": ("answerer", "manager"),
     "stages.objective": ("sft", "grpo", "reinforce", "ppo"),
     "stages.schedule": ("constant", "linear", "cosine"),
@@ -592,6 +626,15 @@ def validate(config: Config, source: str = "config") -> None:
         )
     need(config.learner.zero_stage in (0, 1, 2, 3), "learner.zero_stage", "must be 0, 1, 2 or 3")
     need(0 <= config.memory.pressure < 1, "memory.pressure", f"must be in [0, 1), is {config.memory.pressure}")
+    for name, claim in (("runners", config.placement.runners), ("learners", config.placement.learners)):
+        for resource in ("cpus", "gpus"):
+            amount = getattr(claim, resource)
+            key = f"placement.{name}.{resource}"
+            need(amount is None or amount >= 0, key, f"must be at least 0, is {amount}")
+            whole = amount is None or amount <= 1 or amount == int(amount)
+            need(whole, key, f"must be whole above 1, is {amount}: Ray takes fractions of one only")
+    need(config.placement.wait_s >= 0, "placement.wait_s", f"must be at least 0, is {config.placement.wait_s}")
+    need(config.placement.max_runners >= 0, "placement.max_runners", "must be at least 0")
     need(
         config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}"
     )

@@ -29,6 +29,7 @@ from memr1.errors import MemR1Error
 from memr1.rllib.cluster import connect
 from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
+from memr1.rllib.placement import Node, cluster_nodes, ensure, runner_options
 from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, shares
 from memr1.training.loop import Trainer
@@ -49,6 +50,7 @@ class MemoryR1Config(AlgorithmConfig):
         self.memr1_resume = "never"
         self.memr1_search: dict[str, Any] = {}
         self.claims: Shares | None = None
+        self.placement_plan: list[str] = []
         self.env_runner_cls: Any = DialogueEnvRunner
         self.log_sys_usage = False
         self.create_local_env_runner = False
@@ -95,9 +97,16 @@ class MemoryR1Config(AlgorithmConfig):
         self.num_learners = self.memr1.learner.num_learners
         if not ray.is_initialized():
             return
-        resources = ray.cluster_resources()
-        nodes = sum(1 for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU"))
-        self.claims = shares(self.memr1, resources.get("CPU", 1.0), resources.get("GPU", 0.0), nodes)
+        experiment = self.memr1
+
+        def claims(nodes: Sequence[Node]) -> Shares:
+            totals = [sum(n.total.get(r, 0.0) for n in nodes) for r in ("CPU", "GPU")]
+            return shares(experiment, *totals, sum(1 for n in nodes if n.total.get("CPU")))
+
+        if ray.util.get_current_placement_group() is None:
+            self.claims, self.placement_plan = ensure(experiment, claims, cluster_nodes)
+        else:  # a Tune trial has reserved what `default_resource_request` asked for
+            self.claims = claims(cluster_nodes())
         # RLlib says int, Ray takes fractions
         runner_claims: dict[str, Any] = {
             "num_cpus_per_env_runner": self.claims.runner_cpus,
@@ -113,6 +122,14 @@ class MemoryR1Config(AlgorithmConfig):
         """Start what trains. Connects to a cluster, or starts one on this machine, unless that has been done."""
         connect()
         return super().build_algo(*args, **kwargs)
+
+
+class RunnerGroup(EnvRunnerGroup):
+    """RLlib's group, with a word on where its actors go."""
+
+    def _make_worker(self, **kwargs: Any) -> Any:
+        self._remote_args |= runner_options(self._remote_config.memr1)
+        return super()._make_worker(**kwargs)
 
 
 class MemoryR1(Algorithm):
@@ -139,7 +156,7 @@ class MemoryR1(Algorithm):
         self._log = RunLog(experiment.run_dir, tensorboard=experiment.tensorboard)
         self._set_up_metrics()
         self.step_metrics = {}
-        self.env_runner_group = EnvRunnerGroup(config=self.config, local_env_runner=False, tune_trial_id=self.trial_id)
+        self.env_runner_group = RunnerGroup(config=self.config, local_env_runner=False, tune_trial_id=self.trial_id)
         try:
             self.pool = RayPool(self.env_runner_group)
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)

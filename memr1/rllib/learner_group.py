@@ -21,6 +21,7 @@ from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
 from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
+from memr1.rllib.placement import in_bundle, reserve_learners
 from memr1.rllib.resources import Shares
 
 START_TIMEOUT_S = 1800.0
@@ -79,10 +80,11 @@ class RayLearnerGroup:
         self.timeout_s = config.learner.collective_timeout_s
         size = config.learner.num_learners
         options: dict[str, Any] = {"num_cpus": shares.learner_cpus, "num_gpus": shares.learner_gpus, "max_restarts": 0}
-        if ray.util.get_current_placement_group() is None:  # a Tune trial has reserved bundles for its learners
-            options["scheduling_strategy"] = "SPREAD"
+        self.bundles = reserve_learners(config, shares)
         actor: Any = ray.remote(LearnerActor)
-        self.actors: list[Any] = [actor.options(**options).remote(rank) for rank in range(size)]
+        self.actors: list[Any] = [
+            actor.options(**options, **in_bundle(self.bundles, rank)).remote(rank) for rank in range(size)
+        ]
         try:
             address, port = self._get([self.actors[0].address.remote()], "start", START_TIMEOUT_S)[0]
             folder = None if weights_folder is None else os.path.abspath(weights_folder)
@@ -125,6 +127,9 @@ class RayLearnerGroup:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
+        if self.bundles is not None:
+            ray.util.remove_placement_group(self.bundles)
+            self.bundles = None
 
     # -- RLlib's verbs ------------------------------------------------------------------------------------------
 

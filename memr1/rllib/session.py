@@ -30,6 +30,9 @@ class RaySession:
         log.close()
         try:
             builder = MemoryR1Config().experiment(config, resume="never" if resume is None else str(resume))
+            builder.validate()
+            for line in ("placement:", *builder.placement_plan):
+                print(line, flush=True)
             self.algorithm: MemoryR1 = builder.build_algo()
             self.trainer = self.algorithm.trainer
         except BaseException:

@@ -30,6 +30,7 @@ FREE_TO_CHANGE = (
     "checkpoint",
     "tensorboard",
     "backend",
+    "placement",
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
     "model.threads",

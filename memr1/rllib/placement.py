@@ -1,0 +1,219 @@
+"""Where runners and learners of a run fit on a cluster: worked out, shown, and refused before anything is started.
+
+The plan is a forecast from what is free now (first fit, the learners first since they come as a gang). Ray decides in
+the end; what it cannot place, the plan finds out within seconds instead of a start that waits for half an hour.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from memr1.config import Config
+from memr1.errors import MemR1Error
+from memr1.rllib.resources import Shares
+
+SETTLE_S = 20.0
+"""Ray takes a moment to count what actors of a run before have given back."""
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of a cluster: resources by Ray's names (CPU, GPU, ...)."""
+
+    name: str
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Actor:
+    """What one actor asks for."""
+
+    name: str
+    claim: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
+def actors(config: Config, shares: Shares) -> list[Actor]:
+    """All actors of a run, learners first."""
+    p = config.placement
+
+    def claim(cpus: float, gpus: float) -> dict[str, float]:
+        return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+    learner, runner = claim(shares.learner_cpus, shares.learner_gpus), claim(shares.runner_cpus, shares.runner_gpus)
+    return [Actor(f"learner {i}", learner, p.learners.labels) for i in range(config.learner.num_learners)] + [
+        Actor(f"runner {i + 1}", runner, p.runners.labels) for i in range(config.rollout.num_runners)
+    ]
+
+
+def place(
+    wanted: Sequence[Actor], nodes: Sequence[Node], strategy: str, amount: str = "free"
+) -> dict[str, str] | list[Actor]:
+    """Node by actor, or the actors that do not fit.
+
+    strategy: of the learners, see `placement.strategy`; runners go where most CPUs are left. amount: `free`, or
+    `total` to ask whether they would fit on an empty cluster.
+    """
+    left = {n.name: dict(n.total if amount == "total" else n.free) for n in nodes}
+    homes: dict[str, str] = {}
+    without: list[Actor] = []
+    learners_on: list[str] = []
+
+    def fits(actor: Actor, node: Node) -> bool:
+        labelled = all(node.labels.get(k) == v for k, v in actor.labels.items())
+        return labelled and all(left[node.name].get(r, 0.0) + 1e-6 >= x for r, x in actor.claim.items())
+
+    for actor in wanted:
+        candidates = [n for n in nodes if fits(actor, n)]
+        is_learner = actor.name.startswith("learner")
+        if is_learner and strategy == "strict-pack" and learners_on:
+            candidates = [n for n in candidates if n.name == learners_on[0]]
+        if is_learner and strategy == "strict-spread":
+            candidates = [n for n in candidates if n.name not in learners_on]
+        if not candidates:
+            without.append(actor)
+            continue
+        packs = is_learner and strategy.endswith("pack")
+        used = {n.name: learners_on.count(n.name) * (-1 if packs else 1) if is_learner else 0 for n in candidates}
+        home = min(candidates, key=lambda n: (used[n.name], -left[n.name].get("CPU", 0.0))).name
+        homes[actor.name] = home
+        learners_on += [home] if is_learner else []
+        for resource, x in actor.claim.items():
+            left[home][resource] -= x
+    return without or homes
+
+
+def ensure(
+    config: Config, claims: Callable[[Sequence[Node]], Shares], nodes: Callable[[], Sequence[Node]]
+) -> tuple[Shares, list[str]]:
+    """Wait until the actors of a run fit; the claims, and the plan in lines.
+
+    claims: the claims on a cluster of given nodes. nodes: what the cluster has now; asked again while waiting.
+    Raises MemR1Error, saying what is wanted and what is free, after `placement.wait_s`. A cluster that is only busy
+    with what has just ended is given `SETTLE_S`.
+    """
+    start = time.monotonic()
+    asked = False
+    while True:
+        there = nodes()
+        error: MemR1Error
+        try:
+            shares = claims(there)
+        except MemR1Error as refused:  # fewer GPUs than learners
+            error, settles = refused, False
+        else:
+            wanted = actors(config, shares)
+            homes = place(wanted, there, config.placement.strategy)
+            if isinstance(homes, dict):
+                if asked:
+                    _ask_autoscaler([])  # from here on the actors themselves are the demand
+                return shares, describe(config, homes, wanted, there)
+            settles = isinstance(place(wanted, there, config.placement.strategy, "total"), dict)
+            error = _refusal(config, wanted, homes, there)
+            if config.placement.wait_s > 0 and not asked:
+                _ask_autoscaler(wanted)
+                asked = True
+        limit = max(config.placement.wait_s, SETTLE_S if settles else 0.0)
+        if time.monotonic() - start >= limit:
+            raise error
+        time.sleep(POLL_S)
+
+
+def describe(config: Config, homes: Mapping[str, str], wanted: Sequence[Actor], nodes: Sequence[Node]) -> list[str]:
+    """A plan in lines, one for each node that gets something."""
+    claims = {a.name: _amounts(a.claim) for a in wanted}
+    lines = []
+    for node in nodes:
+        here = [f"{name} ({claims[name]})" for name, home in homes.items() if home == node.name]
+        if here:
+            lines.append(f"{node.name}, {_amounts(node.free)} free: {', '.join(here)}")
+    shared = "embedder, rewards and the frozen role in every runner"
+    return [*lines, shared + ("; reference of the KL in every learner" if config.algo.kl_coef > 0 else "")]
+
+
+def _refusal(config: Config, wanted: Sequence[Actor], without: Sequence[Actor], nodes: Sequence[Node]) -> MemR1Error:
+    asked = "; ".join(f"{a.name}: {_amounts(a.claim)}" + (f" on {dict(a.labels)}" if a.labels else "") for a in without)
+    there = "; ".join(
+        f"{n.name}: {_amounts(n.free)} of {_amounts(n.total)}" + (f", labels {dict(n.labels)}" if n.labels else "")
+        for n in nodes
+    )
+    return MemR1Error(
+        f"placement: {len(without)} of {len(wanted)} actors do not fit. Wanted: {asked}. Free: {there or 'no node'}. "
+        "Lower rollout.num_runners or learner.num_learners, claim less (placement.runners.gpus=0.2), change "
+        "placement.strategy or the labels, or wait for nodes with placement.wait_s=600"
+    )
+
+
+def _ask_autoscaler(wanted: Sequence[Actor]) -> None:
+    """Tell an autoscaler, if there is one, what is needed: before actors exist it sees no demand."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(a.claim) for a in wanted])
+
+
+def cluster_nodes() -> list[Node]:
+    """The living nodes of the cluster this process is connected to."""
+    import ray
+    from ray._private.state import available_resources_per_node  # ray has no public way to ask by node
+
+    free = available_resources_per_node()
+    alive = [n for n in ray.nodes() if n["Alive"]]
+    addresses = [n["NodeManagerAddress"] for n in alive]
+    return [
+        Node(
+            address if addresses.count(address) == 1 else f"{address} ({n['NodeID'][:6]})",
+            _plain(n["Resources"]),
+            _plain(free.get(n["NodeID"], {})),
+            {k: v for k, v in (n.get("Labels") or {}).items() if k != "ray.io/node-id"},
+        )
+        for n, address in zip(alive, addresses, strict=True)
+    ]
+
+
+def _plain(resources: Mapping[str, Any]) -> dict[str, float]:
+    return {k: float(v) for k, v in resources.items() if k in ("CPU", "GPU")}
+
+
+def _amounts(resources: Mapping[str, float]) -> str:
+    return " + ".join(f"{round(v, 2):g} {k}" for k, v in resources.items()) or "nothing"
+
+
+def runner_options(config: Config) -> dict[str, Any]:
+    """Options of runner actors beside their claims. Inside a Tune trial its placement group decides."""
+    import ray
+
+    if ray.util.get_current_placement_group() is not None:
+        return {}
+    labels = config.placement.runners.labels
+    return {"scheduling_strategy": "SPREAD"} | ({"label_selector": dict(labels)} if labels else {})
+
+
+def reserve_learners(config: Config, shares: Shares) -> Any:
+    """A placement group with a bundle for every rank: all are placed, or none. None inside a Tune trial, which has
+    reserved bundles of its own."""
+    import ray
+
+    if ray.util.get_current_placement_group() is not None:
+        return None
+    bundle = {"CPU": shares.learner_cpus} | ({"GPU": shares.learner_gpus} if shares.learner_gpus else {})
+    size, labels = config.learner.num_learners, config.placement.learners.labels
+    return ray.util.placement_group(
+        [dict(bundle) for _ in range(size)],
+        strategy=config.placement.strategy.upper().replace("-", "_"),
+        bundle_label_selector=[dict(labels) for _ in range(size)] if labels else None,
+    )
+
+
+def in_bundle(group: Any, rank: int) -> dict[str, Any]:
+    """Options that put a learner into its bundle of `reserve_learners`."""
+    if group is None:
+        return {}
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}

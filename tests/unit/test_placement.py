@@ -1,0 +1,145 @@
+"""Where actors go: plain arithmetic over nodes, without Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from memr1.config import ClaimConfig, Config, LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig, load_config
+from memr1.errors import MemR1Error
+from memr1.rllib import placement
+from memr1.rllib.placement import Node, actors, ensure, place
+from memr1.rllib.resources import Shares, shares
+
+
+def config(num_runners: int, num_learners: int, **where: object) -> Config:
+    return Config(
+        rollout=RolloutConfig(num_runners=num_runners),
+        learner=LearnerConfig(num_learners=num_learners),
+        placement=PlacementConfig(**where),  # type: ignore[arg-type]
+    )
+
+
+def node(name: str, cpus: float, gpus: float = 0, used: float = 0, **labels: str) -> Node:
+    total = {"CPU": cpus, "GPU": gpus}
+    return Node(name, total, {"CPU": cpus - used, "GPU": gpus}, labels)
+
+
+def claims_of(c: Config):  # type: ignore[no-untyped-def]
+    def claims(nodes: list[Node]) -> Shares:
+        return shares(c, sum(n.total["CPU"] for n in nodes), sum(n.total["GPU"] for n in nodes), len(nodes))
+
+    return claims
+
+
+def homes(c: Config, nodes: list[Node], strategy: str) -> object:
+    found = place(actors(c, claims_of(c)(nodes)), nodes, strategy)
+    return found if isinstance(found, dict) else [a.name for a in found]
+
+
+def test_learners_are_spread_packed_or_neither_if_that_is_strict():
+    two = [node("a", 8), node("b", 8)]
+    c = config(2, 2)
+    spread, packed = homes(c, two, "spread"), homes(c, two, "pack")
+    assert {spread["learner 0"], spread["learner 1"]} == {"a", "b"}  # type: ignore[index]
+    assert packed["learner 0"] == packed["learner 1"]  # type: ignore[index]
+    assert homes(config(1, 3), two, "strict-spread") == ["learner 2"]
+    small = [node("a", 1), node("b", 1), node("c", 1), node("d", 1)]
+    assert homes(config(1, 2), small, "strict-pack") == ["learner 1"]
+    assert len(homes(config(1, 2), small, "pack")) == 3  # type: ignore[arg-type]
+
+
+def test_labels_decide_which_nodes_come_into_question():
+    c = config(2, 1, runners=ClaimConfig(labels={"pool": "rollout"}), learners=ClaimConfig(labels={"pool": "learn"}))
+    nodes = [node("a", 8, pool="rollout"), node("b", 8, pool="learn"), node("c", 8)]
+    assert homes(c, nodes, "spread") == {"learner 0": "b", "runner 1": "a", "runner 2": "a"}
+    assert homes(c, nodes[1:], "spread") == ["runner 1", "runner 2"]
+
+
+def test_gpus_are_shared_or_kept_apart_and_what_is_named_is_taken():
+    c = config(2, 1)
+    shared = shares(c, 8, 1, 1)
+    assert (shared.runner_gpus, shared.learner_gpus) == (0.2, 0.6)
+    with pytest.raises(MemR1Error, match="placement.gpus is apart: 1 learners and 2 runners need at least 2 GPUs"):
+        shares(config(2, 1, gpus="apart"), 8, 1, 1)
+    assert shares(config(2, 1, gpus="apart"), 8, 2, 1).runner_gpus == 0.5
+    named = config(2, 1, runners=ClaimConfig(cpus=3, gpus=0.25), learners=ClaimConfig(gpus=0.5))
+    assert shares(named, 8, 1, 1) == Shares(3, 0.25, 1.0, 0.5, 2)
+
+
+def test_no_actor_is_placed_where_another_one_has_taken_the_room():
+    """Against a plain count: on every node, what is placed fits into what was free."""
+    nodes = [node("a", 4, 1), node("b", 8, 2, used=3), node("c", 2, 1)]
+    c = config(5, 2)
+    wanted = actors(c, claims_of(c)(nodes))
+    found = place(wanted, nodes, "spread")
+    assert isinstance(found, dict) and set(found) == {a.name for a in wanted}
+    for n in nodes:
+        for resource in ("CPU", "GPU"):
+            assert sum(a.claim[resource] for a in wanted if found[a.name] == n.name) <= n.free[resource] + 1e-6
+
+
+def test_what_does_not_fit_is_refused_with_what_is_wanted_and_what_is_free():
+    c = config(1, 1, learners=ClaimConfig(cpus=4, labels={"pool": "learn"}))
+    nodes = [node("10.0.0.1", 8, used=6, pool="learn")]
+    nodes_now = [replace(nodes[0], total={"CPU": 2, "GPU": 0}, free={"CPU": 2, "GPU": 0})]
+    with pytest.raises(MemR1Error) as error:
+        ensure(c, claims_of(c), lambda: nodes_now)
+    said = str(error.value)
+    assert "placement: 1 of 2 actors do not fit. Wanted: learner 0: 4 CPU on {'pool': 'learn'}." in said
+    assert "Free: 10.0.0.1: 2 CPU + 0 GPU of 2 CPU + 0 GPU, labels {'pool': 'learn'}" in said
+    assert "placement.wait_s" in said
+
+
+def test_a_cluster_that_is_busy_for_a_moment_is_waited_for(monkeypatch):
+    monkeypatch.setattr(placement, "POLL_S", 0.0)
+    c = config(1, 1)
+    states = [[node("a", 4, used=3.5)], [node("a", 4, used=2.5)], [node("a", 4)]]
+    fitted, plan = ensure(c, claims_of(c), lambda: states.pop(0))
+    assert states == [] and fitted.runner_cpus == 1.0
+    assert plan == [
+        "a, 4 CPU + 0 GPU free: learner 0 (1 CPU), runner 1 (1 CPU)",
+        "embedder, rewards and the frozen role in every runner",
+    ]
+
+
+def test_nodes_that_are_still_to_come_are_waited_for_and_asked_of_an_autoscaler(monkeypatch):
+    monkeypatch.setattr(placement, "POLL_S", 0.0)
+    asked: list[int] = []
+    monkeypatch.setattr(placement, "_ask_autoscaler", lambda wanted: asked.append(len(wanted)))
+    c = config(2, 1, wait_s=60)
+    states: list[list[Node]] = [[node("head", 0)], [node("head", 0)], [node("head", 0), node("b", 8)]]
+    fitted, plan = ensure(c, claims_of(c), lambda: states.pop(0))
+    assert states == [] and asked == [3, 0]  # asked once, and taken back when the actors are the demand themselves
+    assert plan[0].startswith("b, 8 CPU") and fitted.runner_cpus == 1.0
+
+
+def test_without_waiting_missing_nodes_fail_at_once():
+    c = config(1, 1)
+    calls = []
+    with pytest.raises(MemR1Error, match="Free: head: 0 CPU"):
+        ensure(c, claims_of(c), lambda: calls.append(1) or [node("head", 0)])
+    assert len(calls) == 1
+
+
+def test_gpus_asked_for_that_are_not_there_are_named():
+    c = replace(config(1, 1), model=ModelConfig(device="cuda"))
+    with pytest.raises(
+        MemR1Error, match="Wanted: learner 0: 1 CPU \\+ 1 GPU; runner 1: 1 CPU \\+ 1 GPU. Free: a: 8 CPU"
+    ):
+        ensure(c, claims_of(c), lambda: [node("a", 8)])
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("placement.runners.gpus=1.5", "placement.runners.gpus: must be whole above 1"),
+        ("placement.learners.cpus=-1", "placement.learners.cpus: must be at least 0"),
+        ("placement.strategy=together", "placement.strategy"),
+        ("placement.runners.gpu=1", "did you mean gpus"),
+    ],
+)
+def test_placement_settings_are_checked(setting, message):
+    with pytest.raises(MemR1Error, match=message):
+        load_config(None, [setting])
