@@ -21,6 +21,7 @@ from memr1.evaluation.systems import get_system
 from memr1.models.adapters import LoraSettings
 from memr1.rewards.base import make_reward
 from memr1.rollout.endpoint import EndpointConfig
+from memr1.storage import local_path
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class DataConfig:
     kind: str = "factworld"
     """`factworld` (generated), `locomo` (a JSON file of conversations) or `jsonl` (your own, see docs/data.md)."""
     path: str | None = None
-    """File to read for `locomo` and `jsonl`."""
+    """File to read for `locomo` and `jsonl`, or its URL, such as s3://bucket/file."""
     factworld: FactWorldConfig = field(default_factory=FactWorldConfig)
     """Settings of the generator, for training worlds; its `split` and `seed` are set per use."""
     captions: bool = True
@@ -324,7 +325,7 @@ class Config:
     name: str = "run"
     """The run's folder is `<output>/<name>`."""
     output: str = "runs"
-    """Folder that holds runs."""
+    """Folder that holds runs, or a URL such as s3://bucket/runs (docs/cluster.md)."""
     seed: int = 0
     """Seeds the worlds, the sampling of tasks, generation and the adapters."""
     backend: str = "ray"
@@ -342,13 +343,16 @@ class Config:
     judge: EndpointConfig | None = None
     """A server whose model judges answers, for a stage's reward and for `memr1 eval --judge`."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
+    stuck_after_s: float = 1800.0
+    """A step, or a call of one runner or learner, that takes longer writes the stacks of its process to `<run>/stuck/`;
+    0 switches that off."""
     tensorboard: bool = False
     """Mirror the metrics to TensorBoard files in the run folder (`pip install memr1[loggers]`)."""
 
     @property
     def run_dir(self) -> Path:
-        """Folder of this run."""
-        return Path(self.output) / self.name
+        """Folder of this run on this machine; for an `output` on an object store, its working copy."""
+        return local_path(self.output) / self.name
 
     @property
     def cache_dir(self) -> Path:
@@ -633,6 +637,7 @@ def validate(config: Config, source: str = "config") -> None:
             need(amount is None or amount >= 0, key, f"must be at least 0, is {amount}")
             whole = amount is None or amount <= 1 or amount == int(amount)
             need(whole, key, f"must be whole above 1, is {amount}: Ray takes fractions of one only")
+    need(config.stuck_after_s >= 0, "stuck_after_s", f"must be at least 0, is {config.stuck_after_s}")
     need(config.placement.wait_s >= 0, "placement.wait_s", f"must be at least 0, is {config.placement.wait_s}")
     need(config.placement.max_runners >= 0, "placement.max_runners", "must be at least 0")
     need(

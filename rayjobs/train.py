@@ -49,8 +49,9 @@ def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any
 def check_folder(output: str) -> None:
     """Refuse a relative `output` in a job: Ray deletes the job's working directory some time after the job."""
     from memr1.errors import MemR1Error
+    from memr1.storage import local_path
 
-    if "runtime_resources" in Path.cwd().parts and not Path(output).is_absolute():
+    if "runtime_resources" in Path.cwd().parts and not local_path(output).is_absolute():
         raise MemR1Error(
             f"output: {output!r} is relative and would lie in the job's working directory, which Ray deletes; give a "
             "folder on storage that all nodes share, for example output=/shared/runs"

@@ -14,6 +14,7 @@ from memr1.data.longmemeval import read_longmemeval
 from memr1.data.msc import read_msc
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
+from memr1.storage import local_file
 
 SPLITS = ("train", "validation", "test")
 
@@ -76,6 +77,7 @@ def load_dialogues(
         return generate_dialogues(replace(factworld, split=split))
     if not path:
         raise MemR1Error(f"data.kind is {kind} and data.path is not set; set data.path to the file to read")
+    path = local_file(path)
     if kind == "locomo":
         dialogues = split_locomo(read_locomo(path, include_adversarial=adversarial, audit_path=audit), split)
         remedy = f"its conversations for {split} are {', '.join(LOCOMO_SPLIT[split])}"

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import numpy as np
 from memr1.config import Config
 from memr1.learner.engine import Rendezvous, gradient_norm, join, make_engine, restore_engine, set_learning_rate
 from memr1.learner.packing import MicroBatch
+from memr1.storage import reading, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +76,8 @@ class DeepSpeedLearner:
             device=self.device,
         )
         if weights_folder is not None:
-            self.policies.load(role, Path(weights_folder) / role)
+            with reading(weights_folder) as written:
+                self.policies.load(role, written / role)
         if config.algo.kl_coef > 0:
             self.policies.copy_weights(role, REFERENCE)
         self._contexts = ExitStack()
@@ -299,22 +300,24 @@ class DeepSpeedLearner:
         A critic goes along, and so does the reference: it is the policy as the stage began, which a resumed run cannot
         know otherwise.
         """
-        self.engine.save_checkpoint(folder, tag="learner", exclude_frozen_parameters=True)
-        if self._critic is not None:
-            self._critic.save(folder)
-        if self.config.algo.kl_coef > 0:
-            with self._gathered(REFERENCE):
-                if self.rank == 0:
-                    self.policies.save(REFERENCE, Path(folder) / REFERENCE)
+        with writing(folder) as written:
+            self.engine.save_checkpoint(str(written), tag="learner", exclude_frozen_parameters=True)
+            if self._critic is not None:
+                self._critic.save(str(written))
+            if self.config.algo.kl_coef > 0:
+                with self._gathered(REFERENCE):
+                    if self.rank == 0:
+                        self.policies.save(REFERENCE, written / REFERENCE)
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
-        restore_engine(self.engine, folder, "learner")
-        if (Path(folder) / "critic").is_dir():
-            self.critic.restore(folder)
-        if self.config.algo.kl_coef > 0:
-            with self._gathered(REFERENCE, write=True):
-                self.policies.load(REFERENCE, Path(folder) / REFERENCE)
+        with reading(folder) as written:
+            restore_engine(self.engine, str(written), "learner")
+            if (written / "critic").is_dir():
+                self.critic.restore(str(written))
+            if self.config.algo.kl_coef > 0:
+                with self._gathered(REFERENCE, write=True):
+                    self.policies.load(REFERENCE, written / REFERENCE)
 
     def close(self) -> None:
         """Free the engine, so that another stage's can be made in this process."""

@@ -29,9 +29,10 @@ from memr1.errors import MemR1Error
 from memr1.rllib.cluster import connect
 from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
-from memr1.rllib.placement import Node, cluster_nodes, ensure, runner_options
+from memr1.rllib.placement import Node, cluster_nodes, ensure, room_for, runner_options
 from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, shares
+from memr1.rllib.telemetry import Telemetry
 from memr1.training.loop import Trainer
 from memr1.training.run import prepare_folder
 from memr1.training.runlog import RunLog
@@ -156,6 +157,7 @@ class MemoryR1(Algorithm):
         self._log = RunLog(experiment.run_dir, tensorboard=experiment.tensorboard)
         self._set_up_metrics()
         self.step_metrics = {}
+        self._telemetry = Telemetry(experiment.name)
         self.env_runner_group = RunnerGroup(config=self.config, local_env_runner=False, tune_trial_id=self.trial_id)
         try:
             self.pool = RayPool(self.env_runner_group)
@@ -190,7 +192,7 @@ class MemoryR1(Algorithm):
         return replace(
             config,
             name=name,
-            output=str(Path(config.output).resolve()),
+            output=config.output if "://" in config.output else str(Path(config.output).resolve()),
             model=replace(config.model, name=absolute(config.model.name)),
             memory=replace(config.memory, embedder=absolute(config.memory.embedder)),
         )
@@ -211,12 +213,24 @@ class MemoryR1(Algorithm):
         if self.trainer.done:
             raise MemR1Error("all stages are through; set `done` stops a loop around train() in time")
         logged = set(self.step_metrics)
+        self._take_in_runners()
         self.step_metrics = self.trainer.step()
+        pool = self.pool
+        self._telemetry.publish(self.trainer.state.step, self.step_metrics, pool.num_ready, pool.size, pool.last_busy)
         for name in logged - set(self.step_metrics):
             # a stage without rollouts must not show the rewards of the last one
             self.metrics.delete(*name.split("/"), key_error=False)
         for name, value in self.step_metrics.items():
             self.metrics.log_value(tuple(name.split("/")), value, reduce="item")
+
+    def _take_in_runners(self) -> None:
+        """Start further runners where nodes that joined have room, up to `placement.max_runners`."""
+        experiment = self.config.memr1
+        missing = experiment.placement.max_runners - self.pool.size
+        if missing <= 0 or ray.util.get_current_placement_group() is not None:
+            return
+        if room := room_for(experiment, self.config.claims, cluster_nodes(), missing):
+            self.pool.grow(room)
 
     def restore_env_runners(self, env_runner_group: EnvRunnerGroup) -> list[int]:
         """Take back replaced runners, with the current weights; RLlib's own version asks an RLModule for them."""

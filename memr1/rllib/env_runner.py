@@ -7,6 +7,7 @@ ends an actor whose call raises and would go on without it.
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from memr1.config import Config
 from memr1.rollout.engine import WeightUpdate, chunks
 from memr1.rollout.runner import Play, Runner
+from memr1.training.watchdog import watched
 
 if TYPE_CHECKING:
     from memr1.trajectory import Trajectory
@@ -30,6 +32,10 @@ class Answer:
     value: Any = None
     error: BaseException | None = None
     armed: bool = True
+    seconds: float = 0.0
+    """How long the call took in the runner."""
+    node: str = ""
+    """IP address of the runner's node."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,8 @@ class DialogueEnvRunner(EnvRunner):
         super().__init__(config=config, **kwargs)
         self.runner = Runner(_for_this_process(config.memr1, config.claims.runners_per_node))
         self._token: str | None = None
+        self._node = ray.util.get_node_ip_address()
+        self._watch = (config.memr1.stuck_after_s, config.memr1.run_dir)
 
     def arm(self, token: str, shipments: Sequence[Shipment]) -> Answer:
         """Load weights and accept calls with this token; answers with the weight version by policy."""
@@ -80,10 +88,13 @@ class DialogueEnvRunner(EnvRunner):
         """Call a method of the runner, or `export_weights`. Shipments among args are received."""
         if token != self._token:
             return Answer(armed=False)
+        began = time.perf_counter()
         try:
             target: Any = self.export_weights if method == "export_weights" else getattr(self.runner, method)
             values = [a.receive() if isinstance(a, Shipment) else a for a in args]
-            return Answer(target(*values, **(kwargs or {})))
+            with watched(*self._watch, f"runner {self.worker_index}: {method}"):
+                value = target(*values, **(kwargs or {}))
+            return Answer(value, seconds=time.perf_counter() - began, node=self._node)
         except Exception as error:
             return Answer(error=_portable(error))
 

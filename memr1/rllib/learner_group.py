@@ -23,6 +23,7 @@ from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
 from memr1.rllib.placement import in_bundle, reserve_learners
 from memr1.rllib.resources import Shares
+from memr1.training.watchdog import watched
 
 START_TIMEOUT_S = 1800.0
 """Placing the actors, loading the model and, once per machine, compiling DeepSpeed's operation."""
@@ -55,11 +56,13 @@ class LearnerActor:
 
     def start(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> None:
         """Build the learner; returns when all ranks have met."""
+        self.watch = (config.stuck_after_s, config.run_dir)
         self.learner = DeepSpeedLearner(config, role, weights_folder, rendezvous)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
-        return getattr(self.learner, method)(*args)
+        with watched(*self.watch, f"learner {self.rank}: {method}"):
+            return getattr(self.learner, method)(*args)
 
     def weights(self) -> dict[str, np.ndarray] | None:
         """All ranks take part; rank 0 answers."""

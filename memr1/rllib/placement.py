@@ -125,6 +125,16 @@ def ensure(
         time.sleep(POLL_S)
 
 
+def room_for(config: Config, shares: Shares, nodes: Sequence[Node], runners: int) -> int:
+    """How many of `runners` further ones fit on what is free."""
+    runner = actors(config, shares)[-1]
+    for count in range(runners, 0, -1):
+        more = [Actor(f"runner {i}", runner.claim, runner.labels) for i in range(count)]
+        if isinstance(place(more, nodes, config.placement.strategy), dict):
+            return count
+    return 0
+
+
 def describe(config: Config, homes: Mapping[str, str], wanted: Sequence[Actor], nodes: Sequence[Node]) -> list[str]:
     """A plan in lines, one for each node that gets something."""
     claims = {a.name: _amounts(a.claim) for a in wanted}

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import secrets
+import statistics
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +40,8 @@ CALL_TIMEOUT_S = 3600.0
 """A runner that takes longer over its part of one step is taken for hung and is replaced."""
 CHUNK_BYTES = 256 * 2**20
 """Weights travel in parts of this size: a full model as one object would need as much free memory in one piece."""
+STRAGGLER = 2.0
+"""A runner that plays for this many times the median of all is reported by name."""
 MAX_LOSSES = 5
 """Runners that may be lost during one call before the call fails: something kills them."""
 
@@ -65,6 +68,10 @@ class RayPool:
         self._closed = False
         self.replaced = 0
         """Runners replaced so far."""
+        self._busy: dict[tuple[int, str], float] = defaultdict(float)
+        self._wall = 0.0
+        self.last_busy: dict[tuple[int, str], float] = {}
+        """Seconds of playing by (runner, node) in the last step that played."""
         self.returned: list[int] = []
         """Ids of runners that came back since somebody last emptied this list."""
         self._arm(START_TIMEOUT_S)
@@ -78,6 +85,7 @@ class RayPool:
         expected = {i: len(part) for i, part in pending.items()}
         done: dict[int, list[Any]] = {}
         losses = 0
+        began = time.monotonic()
         while pending:
             assigned = dict(zip(self.ready(), pending, strict=False))
             answers = self._call({r: (method, (pending[i],), kwargs) for r, i in assigned.items()}, CALL_TIMEOUT_S)
@@ -93,6 +101,8 @@ class RayPool:
                 done[part] = list(value)
                 if method == "play" and len(done[part]) != expected[part]:
                     raise RuntimeError(f"runner {runner} played {len(done[part])} of {expected[part]} rollouts")
+        if method == "play":
+            self._wall += time.monotonic() - began
         return [result for part in sorted(done) for result in done[part]]
 
     def first(self, method: str, *args: Any) -> Any:
@@ -123,12 +133,44 @@ class RayPool:
             self._weights[update.policy] = Shipment.send(update, CHUNK_BYTES)
 
     def pop_timings(self) -> dict[str, float]:
-        """See `RunnerPool.pop_timings`."""
-        totals: dict[str, float] = defaultdict(float)
+        """See `RunnerPool.pop_timings`. Also how evenly the runners were busy, of which one process knows nothing."""
+        totals: dict[str, float] = defaultdict(float, self._balance())
         for timings in self._everywhere("pop_timings", timeout_s=PUSH_TIMEOUT_S).values():
             for name, value in timings.items():
                 totals[name] += value
         return dict(totals)
+
+    def _balance(self) -> dict[str, float]:
+        """Seconds of the busiest runner, and the share of time that runners waited for each other or were away."""
+        self.last_busy, self._busy = dict(self._busy), defaultdict(float)
+        wall, self._wall = self._wall, 0.0
+        seconds = self.last_busy
+        if not seconds or not wall:
+            return {}
+        busiest = max(seconds, key=lambda key: seconds[key])
+        usual = statistics.median(seconds.values())
+        if len(seconds) > 2 and seconds[busiest] > STRAGGLER * usual and seconds[busiest] - usual > 1.0:
+            _log.warning("runner %d on %s played for %.1f s, others about %.1f", *busiest, seconds[busiest], usual)
+        idle = 1 - sum(seconds.values()) / (wall * self.size)
+        return {"busiest_runner_s": seconds[busiest], "runner_idle_fraction": max(0.0, idle)}
+
+    def grow(self, runners: int) -> None:
+        """Start further runners. They join when they are up; nobody waits for them."""
+        before = set(self._manager.actor_ids())
+        self._group.add_workers(runners)
+        for new in set(self._manager.actor_ids()) - before:
+            self._manager.set_actor_state(new, healthy=False)  # a probe takes it in when its model is loaded
+            self._unarmed.add(new)
+
+    @property
+    def size(self) -> int:
+        """Runners, those that are away or still starting included."""
+        return int(self._manager.num_actors())
+
+    @property
+    def num_ready(self) -> int:
+        """Runners that answered when they were last asked."""
+        return int(self._manager.num_healthy_actors())
 
     def close(self) -> None:
         """End the actors, and with them what `begin` began."""
@@ -199,6 +241,9 @@ class RayPool:
         answers = self._send(sent, timeout_s, f"did not answer {', '.join(methods)} within {timeout_s:.0f} s")
         # Ray may have started a new process in a dead one's place before anybody noticed
         self._unarmed |= {i for i, a in answers.items() if not a.armed}
+        for i, a in answers.items():
+            if a.armed and methods == {"play"}:
+                self._busy[i, a.node] += a.seconds
         return {i: a.value for i, a in answers.items() if a.armed}
 
     def _send(self, calls: Mapping[int, tuple[str, dict[str, Any]]], timeout_s: float, late: str) -> dict[int, Answer]:

@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from memr1.agents.roles import Agents, make_agents
@@ -27,6 +26,7 @@ from memr1.rollout.endpoint import Endpoint, EndpointEngine, RoutedEngine
 from memr1.rollout.engine import Engine, WeightUpdate
 from memr1.rollout.judge import LLMJudge
 from memr1.rollout.transformers_engine import TransformersEngine
+from memr1.storage import reading, writing
 from memr1.trajectory import Trajectory
 
 ROLES = ("manager", "answerer")
@@ -171,17 +171,19 @@ class Runner:
 
     def save_policies(self, folder: str) -> None:
         """Write the weights of every role to `<folder>/<role>` in the ordinary peft or transformers format."""
-        for role in ROLES:
-            self.policies.save(role, Path(folder) / role)
-        versions = {role: self.engine.weight_versions()[role] for role in ROLES}
-        (Path(folder) / VERSIONS_FILE).write_text(json.dumps(versions))
+        with writing(folder) as written:
+            for role in ROLES:
+                self.policies.save(role, written / role)
+            versions = {role: self.engine.weight_versions()[role] for role in ROLES}
+            (written / VERSIONS_FILE).write_text(json.dumps(versions))
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """Read the weights of some roles as `save_policies` wrote them."""
-        for role in roles:
-            self.policies.load(role, Path(folder) / role)
-        written = Path(folder) / VERSIONS_FILE
-        versions = json.loads(written.read_text()) if written.is_file() else {}  # other tools write none
+        with reading(folder) as written:
+            for role in roles:
+                self.policies.load(role, written / role)
+            note = written / VERSIONS_FILE
+            versions = json.loads(note.read_text()) if note.is_file() else {}  # other tools write none
         self.engine.set_weight_versions({role: int(versions.get(role, 0)) for role in roles})
 
     def pop_timings(self) -> dict[str, float]:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from memr1 import storage
 from memr1.errors import MemR1Error
 from memr1.training.batch import BATCH_FILE
 
@@ -53,9 +54,11 @@ def save_checkpoint(
     Raises MemR1Error when the disk is full or not writable.
     """
     final = run_dir / "checkpoints" / f"step_{state.step:06d}"
-    temporary = final.with_name(final.name + ".partial")
+    remote = storage.url_of(run_dir) is not None
+    # an object store cannot rename: there the marker alone commits
+    temporary = final if remote else final.with_name(final.name + ".partial")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        discard(temporary)
         temporary.mkdir(parents=True)
         save_policies(str(temporary / "policies"))
         if save_learner is not None:
@@ -64,15 +67,23 @@ def save_checkpoint(
             save_batch(temporary / BATCH_FILE)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
         _sync_tree(temporary)
-        discard(final)
-        os.replace(temporary, final)
+        if remote:
+            for path in filter(Path.is_file, temporary.iterdir()):  # policies and learner went there themselves
+                storage.put(path)
+            storage.push(run_dir)
+        else:
+            discard(final)
+            os.replace(temporary, final)
         marker = final / MARKER
         marker.touch()
+        if remote:
+            storage.put(marker)
         _sync(marker)
         _sync(final)
         _sync(final.parent)
     except Exception as error:
-        shutil.rmtree(temporary, ignore_errors=True)  # half of a checkpoint would fill what little room there is
+        if not remote:
+            shutil.rmtree(temporary, ignore_errors=True)  # half of a checkpoint would fill what little room there is
         if not _is_from_writing(error):
             raise
         raise MemR1Error(
@@ -106,6 +117,9 @@ def prune(run_dir: Path, keep: int, protected: set[str]) -> None:
 
 def discard(checkpoint: Path) -> None:
     """Delete a checkpoint, if it is there."""
+    if storage.url_of(checkpoint) is not None:
+        storage.remove(checkpoint / MARKER)
+        storage.remove(checkpoint)
     (checkpoint / MARKER).unlink(missing_ok=True)  # first, so that a kill midway leaves no committed half
     shutil.rmtree(checkpoint, ignore_errors=True)
 

@@ -7,7 +7,6 @@ It speaks to a pool of runners and a group of learners and does not know whether
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -28,6 +27,7 @@ from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import RunnerPool
 from memr1.rollout.runner import Play
+from memr1.storage import copy, exists
 from memr1.training.batch import BATCH_FILE, Batch, staleness
 from memr1.training.checkpoints import TrainState, committed, discard, load_state, prune, save_checkpoint
 from memr1.training.checks import check_first_step
@@ -301,8 +301,8 @@ class Trainer:
         learner: Callable[[str], Any] | None = None
         if with_learner and self.learners is not None:
             learner = self.learners.save
-        elif with_learner and self.checkpoint is not None and (self.checkpoint / "learner").is_dir():
-            learner = partial(shutil.copytree, self.checkpoint / "learner")  # just resumed: no learner was made yet
+        elif with_learner and self.checkpoint is not None and exists(self.checkpoint / "learner"):
+            learner = partial(copy, self.checkpoint / "learner")  # just resumed: no learner was made yet
         self.checkpoint = save_checkpoint(
             self.config.run_dir,
             self.state,

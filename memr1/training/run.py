@@ -17,10 +17,12 @@ from rich.console import Console
 from memr1.config import Config, load_config, to_yaml
 from memr1.errors import MemR1Error
 from memr1.memory.owner import FileOwner
+from memr1.storage import Lease, pull, push, url_of
 from memr1.training.checkpoints import TrainState, committed, discard, load_state
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
 from memr1.training.runlog import RunLog, machine_info
+from memr1.training.watchdog import watched
 from memr1.training.worlds import training_dialogues
 
 FREE_TO_CHANGE = (
@@ -31,6 +33,7 @@ FREE_TO_CHANGE = (
     "tensorboard",
     "backend",
     "placement",
+    "stuck_after_s",
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
     "model.threads",
@@ -67,7 +70,11 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
     if config.data.kind != "factworld":
         training_dialogues(config)  # a file that cannot be read is refused before models are loaded
     with owned(config.run_dir):
-        return _train(config, resume, console)
+        pull(config.run_dir)
+        try:
+            return _train(config, resume, console)
+        finally:
+            push(config.run_dir)
 
 
 def _train(config: Config, resume: str, console: Console) -> Path:
@@ -107,7 +114,8 @@ def _train(config: Config, resume: str, console: Console) -> Path:
 def owned(run_dir: Path) -> Iterator[None]:
     """Hold a run folder: a second program that wants to train there is refused with the first one's name.
 
-    The lock is the operating system's, so it ends with its process; over NFS (version 4) it holds between nodes.
+    The lock is the operating system's, so it ends with its process; over NFS (version 4) it holds between nodes. A run
+    on an object store has a lease there as well.
     """
     make_folder(run_dir)
     owner = FileOwner(
@@ -116,7 +124,12 @@ def owned(run_dir: Path) -> Iterator[None]:
         refusal="{} trains here; wait for it or stop it, or set another `name`",
     )
     try:
-        yield
+        lease = None if url_of(run_dir) is None else Lease(run_dir, owner.holder)
+        try:
+            yield
+        finally:
+            if lease is not None:
+                lease.release()
     finally:
         owner.release()
 
@@ -151,7 +164,8 @@ def _train_stages(config: Config, session: Session, stopping: list[bool], consol
     with Progress([(s.name, s.steps) for s in config.stages], console=console) as progress:
         while not trainer.done and not stopping:
             stage = trainer.stage.name
-            metrics = session.step()
+            with watched(config.stuck_after_s, config.run_dir, f"step {trainer.state.step + 1} ({stage})"):
+                metrics = session.step()
             at_end = trainer.state.stage_step == 0
             progress.update(stage, _steps_of(config, trainer) if at_end else trainer.state.stage_step, metrics)
     if stopping and not trainer.done:

@@ -8,6 +8,7 @@ Prometheus operator's PodMonitor.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -342,3 +343,31 @@ def test_the_runtime_environment_is_one_for_ray():
     data = yaml.safe_load((ROOT / "rayjobs" / "runtime_env.yaml").read_text())
     assert data.pop("working_dir") == "."
     assert RuntimeEnv(**data)["env_vars"] == {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def test_dashboard_and_alerts_show_metrics_that_memr1_has():
+    from memr1.rllib.telemetry import GAUGES, OTHERS
+
+    exported = {f"ray_{name}" for name in [name for name, _ in GAUGES.values()] + list(OTHERS)}
+    folder = CLUSTER / "monitoring"
+    dashboard = json.loads((folder / "grafana" / "dashboards" / "memr1.json").read_text())
+    rules = [r for g in yaml.safe_load((folder / "alerts.yml").read_text())["groups"] for r in g["rules"]]
+    shown = " ".join([*find(dashboard, "expr"), *(r["expr"] for r in rules)])
+    used = set(re.findall(r"ray_memr1_\w+", shown))
+    assert used == exported, used ^ exported
+    labels = {f"ray_{name}": {"run", *labels} for name, (_, *labels) in OTHERS.items()}
+    for target in find(dashboard, "targets"):
+        for one in target:
+            name = re.search(r"ray_memr1_\w+", one["expr"]).group()
+            assert set(re.findall(r"{{(\w+)}}", one["legendFormat"])) <= labels.get(name, {"run"}), one
+
+
+def test_grafana_and_prometheus_files_point_at_each_other():
+    folder = CLUSTER / "monitoring"
+    prometheus = yaml.safe_load((folder / "prometheus.yml").read_text())
+    assert [(folder / name).is_file() for name in prometheus["rule_files"]] == [True]
+    (source,) = yaml.safe_load((folder / "grafana/provisioning/datasources/prometheus.yaml").read_text())["datasources"]
+    dashboard = json.loads((folder / "grafana" / "dashboards" / "memr1.json").read_text())
+    assert set(find(dashboard["panels"], "uid")) == {source["uid"]}
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids)) >= 10
