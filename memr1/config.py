@@ -357,7 +357,7 @@ class Config:
     @property
     def cache_dir(self) -> Path:
         """Folder of what is made of data once and kept for all runs."""
-        return Path(self.data.cache) if self.data.cache else Path(self.output) / ".cache"
+        return Path(self.data.cache) if self.data.cache else local_path(self.output) / ".cache"
 
 
 ON_GPU = "on_gpu"

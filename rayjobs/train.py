@@ -34,7 +34,7 @@ def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any
     from memr1.training.runlog import read_metrics
 
     config = load_config(config_file, overrides)
-    check_folder(config.output)
+    check_folder("output", config.output)
     run_dir = run(config, resume=resume, console=Console(width=120)).resolve()
     lines = read_metrics(run_dir)
     checkpoints = committed(run_dir)
@@ -46,15 +46,15 @@ def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any
     }
 
 
-def check_folder(output: str) -> None:
-    """Refuse a relative `output` in a job: Ray deletes the job's working directory some time after the job."""
+def check_folder(field: str, folder: str) -> None:
+    """Refuse a relative folder in a job: Ray deletes the job's working directory some time after the job."""
     from memr1.errors import MemR1Error
     from memr1.storage import local_path
 
-    if "runtime_resources" in Path.cwd().parts and not local_path(output).is_absolute():
+    if "runtime_resources" in Path.cwd().parts and not local_path(folder).is_absolute():
         raise MemR1Error(
-            f"output: {output!r} is relative and would lie in the job's working directory, which Ray deletes; give a "
-            "folder on storage that all nodes share, for example output=/shared/runs"
+            f"{field}: {folder!r} is relative and would lie in the job's working directory, which Ray deletes; give a "
+            f"folder on storage that all nodes share, for example {field}=/shared/{Path(folder).name}"
         )
 
 

@@ -101,8 +101,8 @@ class MemoryR1Config(AlgorithmConfig):
         experiment = self.memr1
 
         def claims(nodes: Sequence[Node]) -> Shares:
-            totals = [sum(n.total.get(r, 0.0) for n in nodes) for r in ("CPU", "GPU")]
-            return shares(experiment, *totals, sum(1 for n in nodes if n.total.get("CPU")))
+            cpus, gpus = (sum(n.total.get(r, 0.0) for n in nodes) for r in ("CPU", "GPU"))
+            return shares(experiment, cpus, gpus, sum(1 for n in nodes if n.total.get("CPU")))
 
         if ray.util.get_current_placement_group() is None:
             self.claims, self.placement_plan = ensure(experiment, claims, cluster_nodes)
@@ -127,6 +127,8 @@ class MemoryR1Config(AlgorithmConfig):
 
 class RunnerGroup(EnvRunnerGroup):
     """RLlib's group, with a word on where its actors go."""
+
+    _remote_config: Any
 
     def _make_worker(self, **kwargs: Any) -> Any:
         self._remote_args |= runner_options(self._remote_config.memr1)

@@ -34,6 +34,7 @@ FREE_TO_CHANGE = (
     "backend",
     "placement",
     "stuck_after_s",
+    "learner.num_learners",
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
     "model.threads",

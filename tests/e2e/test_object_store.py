@@ -214,7 +214,7 @@ def test_a_dataset_is_read_from_the_store_and_fetched_again_when_it_changed(stor
     assert Path(storage.local_file(url)).stat().st_mtime_ns == before
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_from_the_store_on_another_machine_as_if_nothing_had_happened(server, tiny_random, tmp_path):
     """Steps 1 to 4 in one go in a folder, against two steps, then two on a machine that has only the bucket."""
     config = tmp_path / "tiny.yaml"
@@ -223,7 +223,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine_as_if_nothing_had_happe
     def train(cache: str, *overrides: str) -> None:
         env = os.environ | server | {"MEMR1_CACHE": str(tmp_path / cache)}
         command = [str(BIN / "memr1"), "train", str(config), *overrides, "--resume", "auto"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
 
     def losses(path: Path) -> list[Any]:
@@ -234,7 +234,7 @@ def test_a_run_goes_on_from_the_store_on_another_machine_as_if_nothing_had_happe
     env = os.environ | server | {"MEMR1_CACHE": str(tmp_path / "one"), "MEMR1_TEST_SIGNAL": "SIGKILL:2"}
     plumbing = Path(__file__).with_name("plumbing.py")
     killed = subprocess.run(
-        [sys.executable, str(plumbing), "train", str(config), bucket], env=env, capture_output=True, timeout=150
+        [sys.executable, str(plumbing), "train", str(config), bucket], env=env, capture_output=True, timeout=300
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     train("two", bucket)

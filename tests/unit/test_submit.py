@@ -100,3 +100,23 @@ def test_two_programs_on_one_run_folder_are_refused_by_the_first_ones_name(tmp_p
             pass
     with owned(tmp_path / "run"):
         pass
+
+
+def test_the_job_that_builds_data_prints_its_report_and_refuses_a_folder_that_ray_deletes(
+    submit, monkeypatch, capsys, tmp_path
+):
+    import build_data
+
+    config = tmp_path / "c.yaml"
+    config.write_text(
+        "memory: {embedder: hash}\ndata: {factworld: {num_worlds: 1}}\nmodel: {name: tiny-random}\n"
+        "stages: [{role: answerer, objective: grpo, steps: 1}]\n"
+    )
+    assert build_data.main([str(config), f"data.cache={tmp_path / 'tasks'}"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["cache"] == str(tmp_path / "tasks")
+    assert set(result["report"]) == {"dialogues", "answerer, bank: oracle"}
+    (tmp_path / "runtime_resources").mkdir()
+    monkeypatch.chdir(tmp_path / "runtime_resources")
+    assert build_data.main([str(config), "data.cache=tasks"]) == 2
+    assert "data.cache: 'tasks' is relative" in capsys.readouterr().err
