@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from memr1.training.run import owned
-from tests.ray.programs import ROOT, end, reachable, wait_until
+from tests.ray.programs import BIN, ROOT, end, reachable, wait_until
 
 SUBMIT = [sys.executable, str(ROOT / "rayjobs" / "submit.py")]
 
 
-@pytest.mark.timeout(330)
+@pytest.mark.timeout(600)
 def test_submit_attaches_follows_and_returns_the_exit_code_of_the_job(head, make_config, tmp_path):
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
     address, env = head
@@ -81,3 +81,22 @@ def test_submit_attaches_follows_and_returns_the_exit_code_of_the_job(head, make
     assert done.returncode == 0, done.stdout + done.stderr
     assert "submitted train.2" in done.stderr
     assert (Path(tmp_path) / "tiny" / "checkpoints" / "step_000001" / "COMMITTED").stat().st_mtime >= began - 1
+
+    # preemption, as `ray job stop` and a pod's end announce it: SIGTERM, and a grace
+    again = (
+        "rayjobs/train.py",
+        str(tmp_path / "tiny.yaml"),
+        f"output={tmp_path}",
+        "name=long",
+        "stages.0.steps=100000",
+    )
+    sent = run("--id", "long", "--no-wait", "--", sys.executable, *again, "checkpoint.every_steps=100000")
+    assert sent.returncode == 0, sent.stderr
+    log = tmp_path / "long" / "metrics.jsonl"
+    wait_until(lambda: log.exists() and log.read_text().count("\n") >= 2, 150)
+    stop = [str(BIN / "ray"), "job", "stop", "--address", address, "long"]
+    stopped = subprocess.run(stop, env=env, capture_output=True, text=True, timeout=120)
+    assert stopped.returncode == 0, stopped.stderr
+    last = json.loads(log.read_text().splitlines()[-1])["step"]
+    assert (tmp_path / "long" / "checkpoints" / f"step_{last:06d}" / "COMMITTED").exists()
+    assert (tmp_path / "long" / "report.html").exists()
