@@ -54,8 +54,8 @@ def actors(config: Config, shares: Shares) -> list[Actor]:
 
 def place(
     wanted: Sequence[Actor], nodes: Sequence[Node], strategy: str, amount: str = "free"
-) -> dict[str, str] | list[Actor]:
-    """Node by actor, or the actors that do not fit.
+) -> tuple[dict[str, str], list[Actor]]:
+    """Node by actor, and the actors that do not fit.
 
     strategy: of the learners, see `placement.strategy`; runners go where most CPUs are left. amount: `free`, or
     `total` to ask whether they would fit on an empty cluster.
@@ -64,15 +64,17 @@ def place(
     homes: dict[str, str] = {}
     without: list[Actor] = []
     learners_on: list[str] = []
+    learners = sum(a.name.startswith("learner") for a in wanted)
 
-    def fits(actor: Actor, node: Node) -> bool:
+    def fits(actor: Actor, node: Node, times: int = 1) -> bool:
         labelled = all(node.labels.get(k) == v for k, v in actor.labels.items())
-        return labelled and all(left[node.name].get(r, 0.0) + 1e-6 >= x for r, x in actor.claim.items())
+        return labelled and all(left[node.name].get(r, 0.0) + 1e-6 >= x * times for r, x in actor.claim.items())
 
     for actor in wanted:
-        candidates = [n for n in nodes if fits(actor, n)]
         is_learner = actor.name.startswith("learner")
-        if is_learner and strategy == "strict-pack" and learners_on:
+        together = is_learner and strategy == "strict-pack"
+        candidates = [n for n in nodes if fits(actor, n, learners - len(learners_on) if together else 1)]
+        if together and learners_on:
             candidates = [n for n in candidates if n.name == learners_on[0]]
         if is_learner and strategy == "strict-spread":
             candidates = [n for n in candidates if n.name not in learners_on]
@@ -86,7 +88,7 @@ def place(
         learners_on += [home] if is_learner else []
         for resource, x in actor.claim.items():
             left[home][resource] -= x
-    return without or homes
+    return homes, without
 
 
 def ensure(
@@ -109,18 +111,20 @@ def ensure(
             error, settles = refused, False
         else:
             wanted = actors(config, shares)
-            homes = place(wanted, there, config.placement.strategy)
-            if isinstance(homes, dict):
+            homes, without = place(wanted, there, config.placement.strategy)
+            if not without:
                 if asked:
                     _ask_autoscaler([])  # from here on the actors themselves are the demand
                 return shares, describe(config, homes, wanted, there)
-            settles = isinstance(place(wanted, there, config.placement.strategy, "total"), dict)
-            error = _refusal(config, wanted, homes, there)
+            settles = not place(wanted, there, config.placement.strategy, "total")[1]
+            error = _refusal(wanted, without, there)
             if config.placement.wait_s > 0 and not asked:
                 _ask_autoscaler(wanted)
                 asked = True
         limit = max(config.placement.wait_s, SETTLE_S if settles else 0.0)
         if time.monotonic() - start >= limit:
+            if asked:
+                _ask_autoscaler([])
             raise error
         time.sleep(POLL_S)
 
@@ -130,7 +134,7 @@ def room_for(config: Config, shares: Shares, nodes: Sequence[Node], runners: int
     runner = actors(config, shares)[-1]
     for count in range(runners, 0, -1):
         more = [Actor(f"runner {i}", runner.claim, runner.labels) for i in range(count)]
-        if isinstance(place(more, nodes, config.placement.strategy), dict):
+        if not place(more, nodes, config.placement.strategy)[1]:
             return count
     return 0
 
@@ -147,7 +151,7 @@ def describe(config: Config, homes: Mapping[str, str], wanted: Sequence[Actor], 
     return [*lines, shared + ("; reference of the KL in every learner" if config.algo.kl_coef > 0 else "")]
 
 
-def _refusal(config: Config, wanted: Sequence[Actor], without: Sequence[Actor], nodes: Sequence[Node]) -> MemR1Error:
+def _refusal(wanted: Sequence[Actor], without: Sequence[Actor], nodes: Sequence[Node]) -> MemR1Error:
     asked = "; ".join(f"{a.name}: {_amounts(a.claim)}" + (f" on {dict(a.labels)}" if a.labels else "") for a in without)
     there = "; ".join(
         f"{n.name}: {_amounts(n.free)} of {_amounts(n.total)}" + (f", labels {dict(n.labels)}" if n.labels else "")

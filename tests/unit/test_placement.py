@@ -34,8 +34,8 @@ def claims_of(c: Config):  # type: ignore[no-untyped-def]
 
 
 def homes(c: Config, nodes: list[Node], strategy: str) -> object:
-    found = place(actors(c, claims_of(c)(nodes)), nodes, strategy)
-    return found if isinstance(found, dict) else [a.name for a in found]
+    found, without = place(actors(c, claims_of(c)(nodes)), nodes, strategy)
+    return [a.name for a in without] or found
 
 
 def test_learners_are_spread_packed_or_neither_if_that_is_strict():
@@ -46,7 +46,10 @@ def test_learners_are_spread_packed_or_neither_if_that_is_strict():
     assert packed["learner 0"] == packed["learner 1"]  # type: ignore[index]
     assert homes(config(1, 3), two, "strict-spread") == ["learner 2"]
     small = [node("a", 1), node("b", 1), node("c", 1), node("d", 1)]
-    assert homes(config(1, 2), small, "strict-pack") == ["learner 1"]
+    assert homes(config(1, 2), small, "strict-pack") == ["learner 0", "learner 1"]
+    by_gpu = [node("a", 8, gpus=1), node("b", 4, gpus=2), node("c", 4, gpus=1)]
+    found = homes(config(2, 2), by_gpu, "strict-pack")
+    assert (found["learner 0"], found["learner 1"]) == ("b", "b")  # type: ignore[index]
     assert len(homes(config(1, 2), small, "pack")) == 3  # type: ignore[arg-type]
 
 
@@ -73,8 +76,8 @@ def test_no_actor_is_placed_where_another_one_has_taken_the_room():
     nodes = [node("a", 4, 1), node("b", 8, 2, used=3), node("c", 2, 1)]
     c = config(5, 2)
     wanted = actors(c, claims_of(c)(nodes))
-    found = place(wanted, nodes, "spread")
-    assert isinstance(found, dict) and set(found) == {a.name for a in wanted}
+    found, without = place(wanted, nodes, "spread")
+    assert not without and set(found) == {a.name for a in wanted}
     for n in nodes:
         for resource in ("CPU", "GPU"):
             assert sum(a.claim[resource] for a in wanted if found[a.name] == n.name) <= n.free[resource] + 1e-6
