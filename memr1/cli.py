@@ -75,6 +75,29 @@ def train(
     run(resolved, resume=resume)
 
 
+@app.command()
+def ablate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    rewards: Annotated[str, typer.Option(help="Comma-separated, such as em_set,f1; empty keeps the stages'.")] = "",
+    objectives: Annotated[str, typer.Option(help="Comma-separated, such as grpo,ppo; empty keeps the stages'.")] = "",
+    split: Annotated[str, typer.Option(help="For data from a file: validation or test.")] = "validation",
+    plan_only: Annotated[bool, typer.Option("--plan", help="Show the runs and stop.")] = False,
+) -> None:
+    """Train and evaluate without one role, without the other, without distillation, and with all; print the table."""
+    from rich.console import Console
+
+    from memr1.config import load_config
+    from memr1.training import ablate as ablation
+
+    resolved = load_config(config, overrides or ())
+    paid, learnt = (tuple(part for part in text.split(",") if part) for text in (rewards, objectives))
+    if plan_only:
+        Console().print(ablation.plan_table(ablation.plan(resolved, paid, learnt)))
+        return
+    ablation.ablate(resolved, paid, learnt, split)
+
+
 @app.command("eval")
 def evaluate(
     run_dir: Annotated[
@@ -240,12 +263,18 @@ def models_verify(names: Annotated[list[str], typer.Argument(help="For example s
 
 
 @data_app.command("build")
-def data_build(config: ConfigPath, overrides: Overrides = None) -> None:
+def data_build(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="File for all prompts as chat messages, for a teacher to answer.")
+    ] = None,
+) -> None:
     """Make the training tasks of a configuration ahead of training, and report what they consist of."""
     from memr1.config import load_config
     from memr1.training.data_build import build
 
-    build(load_config(config, overrides or ()))
+    build(load_config(config, overrides or ()), prompts=prompts)
 
 
 @data_app.command("show")

@@ -95,6 +95,8 @@ class AgentsConfig:
     hides it."""
     protocol: str = "lines"
     """`lines` (compact, for small models) or `json` (the paper's mem0-style prompts)."""
+    distillation: bool = True
+    """Have the answerer name the memories it uses before it answers (Memory Distillation); `false` is the ablation."""
     answerer_endpoint: EndpointConfig | None = None
     """A server that answers in place of the answerer's own weights, in rollouts of the manager and in evaluation. No
     stage may train the answerer then."""
@@ -242,11 +244,28 @@ class StageConfig:
     once, so that larger groups cost it little. 1 will do for `ppo` and `reinforce`."""
     examples_per_step: int = 8
     """Demonstrations in one step of an `sft` stage; the others use `rollout.prompts_per_step`."""
+    episode: str = "decision"
+    """Of a manager: `decision` is one decision from a snapshot, `replay` goes through many turns, with one reward."""
+    replay_turns: int = 0
+    """Turns with facts in one `replay`; 0 replays the whole dialogue, from an empty bank."""
+    traces: str | None = None
+    """For `sft`: folder of a run, or JSON-lines file, with completions of a teacher to clone (docs/reproducing.md); the
+    oracle's demonstrations if not set."""
+    traces_min_reward: float = 1.0
+    """Least reward of a trace that is cloned, where it has one."""
+    evidence_reward: float = 0.0
+    """Of an answerer: the weight in the reward of the F1 of the selected memories against those shown that hold
+    evidence. 0 is the paper's outcome-only reward."""
     bank: str = "oracle"
     """Whose bank the answerer is trained on: `oracle`, `manager` (the manager as it is now), or `add-everything`."""
     reward: str = "em_set"
     """Measure of the answer that pays: `em_strict`, `em_squad`, `em_set`, `f1`, `bleu1` or `judge` (the model of the
     run's `judge`), or a weighted sum such as `0.5*em_set+0.5*f1`."""
+
+    @property
+    def replay(self) -> int | None:
+        """Turns of one replay, 0 for all; None where every decision is an episode of its own."""
+        return self.replay_turns if self.episode == "replay" else None
 
     @property
     def name(self) -> str:
@@ -382,6 +401,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "stages.role": ("answerer", "manager"),
     "stages.objective": ("sft", "grpo", "reinforce", "ppo"),
     "stages.schedule": ("constant", "linear", "cosine"),
+    "stages.episode": ("decision", "replay"),
     "stages.bank": ("oracle", "manager", "add-everything"),
 }
 
@@ -577,6 +597,23 @@ def validate(config: Config, source: str = "config") -> None:
             stage.role != "answerer" or config.agents.answerer_endpoint is None,
             f"stages.{i}.role",
             "an answerer that speaks through agents.answerer_endpoint cannot be trained; remove one of the two",
+        )
+        need(
+            stage.episode == "decision" or (stage.role == "manager" and stage.objective != "sft"),
+            f"stages.{i}.episode",
+            "replay is for managers that learn from rewards; demonstrations are single decisions",
+        )
+        need(stage.replay_turns >= 0, f"stages.{i}.replay_turns", f"must be at least 0, is {stage.replay_turns}")
+        need(
+            stage.traces is None or stage.objective == "sft",
+            f"stages.{i}.traces",
+            f"are cloned, so they need objective=sft, not {stage.objective}",
+        )
+        need(stage.evidence_reward >= 0, f"stages.{i}.evidence_reward", "must be at least 0")
+        need(
+            stage.evidence_reward == 0 or (stage.role == "answerer" and config.agents.distillation),
+            f"stages.{i}.evidence_reward",
+            "pays the selection of an answerer; it needs role=answerer and agents.distillation=true",
         )
         need(stage.epochs >= 1, f"stages.{i}.epochs", f"must be at least 1, is {stage.epochs}")
     _validate_algo(config, need)

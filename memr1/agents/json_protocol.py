@@ -41,7 +41,11 @@ You answer questions about people from dated memories of their conversations.
 - Mind the dates. Where memories contradict each other, the most recent one is right.
 - Turn relative dates ("last week") into dates, counted from the date of the memory.
 - Answer in at most five or six words.
-First list the memories that matter, one per line, as `- number`. Then write `**Answer:**` followed by the answer."""
+"""
+_DISTILLING = (
+    "First list the memories that matter, one per line, as `- number`. Then write `**Answer:**` followed by the answer."
+)
+_PLAIN = "Write `**Answer:**` followed by the answer."
 
 _EVENTS = {"ADD": Event.ADD, "UPDATE": Event.UPDATE, "DELETE": Event.DELETE, "NONE": Event.NOOP, "NOOP": Event.NOOP}
 
@@ -128,10 +132,14 @@ class JsonManager:
 class JsonAnswerer:
     """See `AnswererProtocol`."""
 
+    def __init__(self, distillation: bool = True) -> None:
+        """distillation: whether the memories that are used are listed before the answer."""
+        self.distillation = distillation
+
     def render(self, question: str, entries: Mapping[str, MemoryEntry]) -> Messages:
         """See `AnswererProtocol.render`."""
         return [
-            {"role": "system", "content": _ANSWERER_SYSTEM},
+            {"role": "system", "content": _ANSWERER_SYSTEM + (_DISTILLING if self.distillation else _PLAIN)},
             {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\n\nQuestion: {one_line(question)}"},
         ]
 
@@ -141,9 +149,9 @@ class JsonAnswerer:
         text = after.strip()
         if not marker or not text:
             return Answer(None, error=f"no text after **Answer:** in {completion.strip()[:60]!r}")
-        selected = tuple(int(n) for n in re.findall(r"^\s*-\s*(\d{1,9})\b", before, flags=re.MULTILINE))
-        return Answer(text, selected)
+        numbers = re.findall(r"^\s*-\s*(\d{1,9})\b", before, flags=re.MULTILINE) if self.distillation else ()
+        return Answer(text, tuple(int(n) for n in numbers))
 
     def write(self, answer: str, selected: Sequence[str]) -> str:
         """See `AnswererProtocol.write`."""
-        return "".join(f"- {n}\n" for n in selected) + f"**Answer:** {answer}"
+        return "".join(f"- {n}\n" for n in selected if self.distillation) + f"**Answer:** {answer}"

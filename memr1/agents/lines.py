@@ -25,6 +25,9 @@ _ANSWERER_SYSTEM = (
     "Answer the question from the memories. The latest date wins. Reply with two lines: the numbers of the memories "
     "you use, then a short answer, or unknown."
 )
+_PLAIN_ANSWERER_SYSTEM = (
+    "Answer the question from the memories. The latest date wins. Reply with one line: a short answer, or unknown."
+)
 _OPERATION = re.compile(r"(ADD|UPDATE|DELETE|NOOP)(?:\s+(.*))?")
 _NUMBERED = re.compile(r"(\d+)(?:\s+(.*))?")
 
@@ -100,18 +103,26 @@ class LinesManager:
 class LinesAnswerer:
     """See `AnswererProtocol`."""
 
+    def __init__(self, distillation: bool = True) -> None:
+        """distillation: whether the memories that are used are named before the answer."""
+        self.distillation = distillation
+
     def render(self, question: str, entries: Mapping[str, MemoryEntry]) -> Messages:
         """See `AnswererProtocol.render`."""
         return [
-            {"role": "system", "content": _ANSWERER_SYSTEM},
+            {"role": "system", "content": _ANSWERER_SYSTEM if self.distillation else _PLAIN_ANSWERER_SYSTEM},
             {"role": "user", "content": f"Memories:\n{entry_lines(entries)}\nQuestion: {one_line(question)}"},
         ]
 
     def parse(self, completion: str) -> Answer:
-        """See `AnswererProtocol.parse`. The two lines must come in order, with nothing else."""
+        """See `AnswererProtocol.parse`. The two lines must come in order, with nothing else; without distillation
+        there is the second alone."""
         lines = [line.strip() for line in completion.strip().splitlines() if line.strip()]
+        if not self.distillation:
+            lines = ["Use: none", *lines]
         if len(lines) != 2 or not lines[0].startswith("Use:") or not lines[1].startswith("Answer:"):
-            return Answer(None, error=f"expected the lines Use: and Answer:, got {completion.strip()[:60]!r}")
+            expected = "the lines Use: and Answer:" if self.distillation else "the line Answer:"
+            return Answer(None, error=f"expected {expected}, got {completion.strip()[:60]!r}")
         chosen = lines[0].removeprefix("Use:").strip()
         if chosen == "none":
             selected: tuple[int, ...] = ()
@@ -124,4 +135,5 @@ class LinesAnswerer:
 
     def write(self, answer: str, selected: Sequence[str]) -> str:
         """See `AnswererProtocol.write`."""
-        return f"Use: {', '.join(selected) or 'none'}\nAnswer: {one_line(answer)}"
+        used = f"Use: {', '.join(selected) or 'none'}\n" if self.distillation else ""
+        return f"{used}Answer: {one_line(answer)}"

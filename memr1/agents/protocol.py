@@ -52,6 +52,9 @@ class ManagerProtocol(Protocol):
 class AnswererProtocol(Protocol):
     """How the Answer Agent is spoken to."""
 
+    def __init__(self, distillation: bool) -> None:
+        """distillation: whether the answer comes after the numbers of the memories it uses."""
+
     def render(self, question: str, entries: Mapping[str, MemoryEntry]) -> Messages:
         """Prompt for one question over retrieved entries."""
 

@@ -163,4 +163,4 @@ def make_agents(config: Config, tokenizer: Any) -> Agents:
     """Roles as the configuration describes them."""
     codec = ChatCodec(tokenizer, config.rollout.max_prompt_tokens)
     manager, answerer = _PROTOCOLS[config.agents.protocol]
-    return Agents(codec, Manager(codec, manager()), Answerer(codec, answerer()))
+    return Agents(codec, Manager(codec, manager()), Answerer(codec, answerer(config.agents.distillation)))

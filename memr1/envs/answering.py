@@ -91,23 +91,65 @@ def ask(
     return out
 
 
+@dataclass(frozen=True)
+class Selection:
+    """How well the selected memories are those that hold evidence, among those that were shown."""
+
+    precision: float | None
+    """Share of the selected ones that hold evidence; None where none was selected."""
+    recall: float | None
+    """Share of the shown ones with evidence that were selected; None where none of them was shown."""
+
+    @property
+    def f1(self) -> float | None:
+        """Harmonic mean; 0 where evidence was shown and none selected, None where none was shown."""
+        if self.recall is None:
+            return None
+        total = (self.precision or 0.0) + self.recall
+        return 2 * (self.precision or 0.0) * self.recall / total if total else 0.0
+
+
+def selection(answered: Answered, evidence: Sequence[str]) -> Selection:
+    """The memories that an answer selected, against the evidence (ids of turns)."""
+    holds = {e.id for e in answered.prompt.entries.values() if set(e.provenance.turn_ids) & set(evidence)}
+    chosen = {e.id for e in answered.selected}
+    hits = len(holds & chosen)
+    named = bool(chosen) and bool(evidence)
+    return Selection(hits / len(chosen) if named else None, hits / len(holds) if holds else None)
+
+
 def play_answers(
-    task: AnswerTask, world: World, speaker: Speaker, reward: Reward, seeds: Sequence[int]
+    task: AnswerTask,
+    world: World,
+    speaker: Speaker,
+    reward: Reward,
+    seeds: Sequence[int],
+    evidence_reward: float = 0.0,
 ) -> Episode[list[Trajectory]]:
-    """A group of trajectories of the answerer, one for each seed."""
+    """A group of trajectories of the answerer, one for each seed.
+
+    evidence_reward: weight of the selection's F1 in the reward; an answer that cannot be parsed has selected nothing.
+    """
     answers = yield from ask(world, speaker, [(task.question, task.entries)] * len(seeds), seeds)
-    return [_trajectory(task, answered, reward, seed) for answered, seed in zip(answers, seeds, strict=True)]
+    return [
+        _trajectory(task, answered, reward, seed, evidence_reward)
+        for answered, seed in zip(answers, seeds, strict=True)
+    ]
 
 
-def _trajectory(task: AnswerTask, answered: Answered, reward: Reward, seed: int) -> Trajectory:
+def _trajectory(task: AnswerTask, answered: Answered, reward: Reward, seed: int, evidence_reward: float) -> Trajectory:
     result = reward(answered.answer.text, task.gold, task.question)
+    chosen = selection(answered, task.evidence)
+    parts = {} if result.value is None else {result.name: result.value}
+    if parts and evidence_reward > 0 and chosen.f1 is not None:
+        parts["evidence"] = evidence_reward * chosen.f1
     return Trajectory(
         task_id=task.id,
         group_id=task.id,
         seed=seed,
         steps=(answered.step,),
-        reward=result.value,
-        reward_parts={} if result.value is None else {result.name: result.value},
+        reward=sum(parts.values()) if parts else None,
+        reward_parts=parts,
         outcome={
             "question": task.question,
             "category": task.category,
@@ -116,6 +158,8 @@ def _trajectory(task: AnswerTask, answered: Answered, reward: Reward, seed: int)
             "retrieved": shown(task.entries),
             "selected": [e.id for e in answered.selected],
             "evidence_recall": evidence_recall(task.entries, task.evidence),
+            "selection_precision": chosen.precision,
+            "selection_recall": chosen.recall,
         },
         error=result.error,
     )

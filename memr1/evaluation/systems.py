@@ -46,6 +46,8 @@ SYSTEMS = {
         System("warm-started", "manager", WARM, WARM, "both roles after the supervised stages (Memory-SFT)"),
         System("warm-manager", "manager", TRAINED, WARM, "supervised manager, trained answerer"),
         System("warm-answerer", "manager", WARM, TRAINED, "trained manager, supervised answerer"),
+        System("manager-only", "manager", UNTRAINED, TRAINED, "trained manager, untrained answerer"),
+        System("answerer-only", "manager", TRAINED, UNTRAINED, "untrained manager, trained answerer"),
         System("trained", "manager", TRAINED, TRAINED, "both roles trained: Memory-R1"),
         System("oracle-untrained", "oracle", UNTRAINED, description="a perfect bank, the untrained answerer"),
         System("oracle-warm", "oracle", WARM, description="a perfect bank, the supervised answerer"),

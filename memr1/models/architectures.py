@@ -40,6 +40,7 @@ def _qwen2(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **mo
 _LARGE_QWEN2 = {"vocab_size": 152064, "tie_word_embeddings": False}
 
 KNOWN: dict[str, dict[str, Any]] = {
+    "smollm2-135m": _llama(576, 1536, 30, 9, 3),  # also where it has not been fetched
     "HuggingFaceTB/SmolLM2-135M-Instruct": _llama(576, 1536, 30, 9, 3),
     "HuggingFaceTB/SmolLM2-360M-Instruct": _llama(960, 2560, 32, 15, 5),
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": _llama(2048, 8192, 24, 32, 32),
@@ -52,7 +53,7 @@ KNOWN: dict[str, dict[str, Any]] = {
         4096, 14336, 32, 32, 8, vocab_size=128256, max_position_embeddings=131072, tie_word_embeddings=False
     ),
 }
-"""What `config.json` of these hub ids says about their shape."""
+"""What `config.json` of these models says about their shape."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from memr1.config import Config
 from memr1.envs.answering import AnswerTask, play_answers
 from memr1.envs.deciding import DecisionTask, play_decisions
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.envs.replaying import ReplayTask, play_replays
 from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
 from memr1.models.adapters import PolicyModel
@@ -39,7 +40,7 @@ VERSIONS_FILE = "versions.json"
 class Play:
     """A task to be played once."""
 
-    task: AnswerTask | DecisionTask
+    task: AnswerTask | DecisionTask | ReplayTask
     seed: int
 
 
@@ -135,12 +136,18 @@ class Runner:
         return longest
 
     def play(
-        self, plays: Sequence[Play], reward: str, temperature: float, judge_alike: bool = True
+        self,
+        plays: Sequence[Play],
+        reward: str,
+        temperature: float,
+        judge_alike: bool = True,
+        evidence_reward: float = 0.0,
     ) -> list[Trajectory]:
         """Play tasks, those of one task in a row as a group; the role whose task it is samples and trains, the other is
         frozen and greedy.
 
         judge_alike: False leaves groups of equal decisions without a reward, see `play_decisions`.
+        evidence_reward: see `play_answers`.
         An episode that fails comes back as a trajectory with `error` set and no reward.
         """
         scorer = make_reward(reward, self._judge)
@@ -150,12 +157,13 @@ class Runner:
             task, seeds = group[0].task, [p.seed for p in group]
             if isinstance(task, AnswerTask):
                 learner = Speaker("answerer", temperature, trainable=True)
-                episodes.append(play_answers(task, self.world, learner, scorer, seeds))
+                episodes.append(play_answers(task, self.world, learner, scorer, seeds, evidence_reward))
+                continue
+            learner, judge = Speaker("manager", temperature, trainable=True), Speaker("answerer")
+            if isinstance(task, ReplayTask):
+                episodes.append(play_replays(task, self.world, learner, judge, scorer, seeds))
             else:
-                learner = Speaker("manager", temperature, trainable=True)
-                episodes.append(
-                    play_decisions(task, self.world, learner, Speaker("answerer"), scorer, seeds, judge_alike)
-                )
+                episodes.append(play_decisions(task, self.world, learner, judge, scorer, seeds, judge_alike))
         played: list[Trajectory] = []
         for group, result in zip(groups, drive(episodes, self.engine), strict=True):
             played += [_failed(p, result) for p in group] if isinstance(result, Failure) else result
@@ -190,11 +198,19 @@ class Runner:
         """Seconds and tokens of prefill and decoding since the last call."""
         return self.engine.pop_timings()
 
-    def build_tasks(self, dialogues: Sequence[Any], role: str, bank: str, seed: int) -> list[Any]:
+    def build_tasks(
+        self, dialogues: Sequence[Any], role: str, bank: str, seed: int, replay: int | None = None
+    ) -> list[Any]:
         """Tasks (and their demonstrations) made of dialogues; see `memr1.training.tasks`."""
         from memr1.training.tasks import build_tasks
 
-        return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, seed=seed)
+        return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, seed=seed, replay=replay)
+
+    def read_traces(self, path: str, role: str, min_reward: float) -> list[Any]:
+        """Demonstrations of a teacher; see `memr1.training.traces`."""
+        from memr1.training.traces import read_traces
+
+        return read_traces(path, role, self.world.agents.codec, min_reward)
 
     def evaluate(self, dialogues: Sequence[Any], system: str, benchmark: str) -> list[Any]:
         """Predictions of one system and the footprints of its memories; see `memr1.evaluation.harness`."""

@@ -9,6 +9,7 @@ from typing import Any
 from memr1.data.types import Dialogue, Question
 from memr1.envs.answering import AnswerTask, evidence_recall
 from memr1.envs.deciding import DecisionTask
+from memr1.envs.replaying import ReplayTask
 
 Report = dict[str, Any]
 
@@ -79,6 +80,17 @@ def _why_unlinked(dialogue: Dialogue, question: Question, tasks: dict[str, Decis
         if window and place[turn] - place[earlier] > window:
             return "earlier evidence is outside the window"
     return None
+
+
+def replay_report(tasks: Sequence[ReplayTask]) -> Report:
+    """Counts over replays and the questions that judge them."""
+    return {
+        "replays": len(tasks),
+        "replays that some question judges": sum(bool(t.questions) for t in tasks),
+        "decisions in a replay": _mean([len(t.turns) for t in tasks]),
+        "questions in a replay": _mean([len(t.questions) for t in tasks]),
+        "of these due after a turn": _mean([len(t.questions) - len(t.at_end) for t in tasks]),
+    }
 
 
 def answerer_report(tasks: Sequence[AnswerTask], demonstrations: int) -> Report:

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 from rich.console import Console
 
-from memr1.agents.roles import Prompt, make_agents
+from memr1.agents.roles import Prompt
 from memr1.config import Config, to_yaml
 from memr1.data.types import Dialogue
-from memr1.envs.episode import World
 from memr1.errors import MemR1Error
-from memr1.memory.embed import load_embedder
-from memr1.models import packaged
 from memr1.models.architectures import Architecture, describe
 from memr1.training.checkpoints import committed
 from memr1.training.estimate import learner_bytes, runner_bytes, step_tokens
-from memr1.training.tasks import build_tasks, task_prompt
+from memr1.training.samples import Sample, kind_of, samples
 from memr1.training.worlds import training_dialogues
 
 SHOWN_DIALOGUES = 2
@@ -80,9 +76,9 @@ def dry_run(config: Config, gpus: Gpus, console: Console | None = None) -> None:
         adapters = f", {arch.adapter_parameters / 1e6:.3g} M in an adapter" if config.model.weights == "lora" else ""
         say(f"\n# Model\n{arch.name}: {arch.parameters / 1e9:.3g} B weights{adapters}")
         say(f"a window of {arch.window} tokens; known from {arch.source}")
-    samples = _samples(config, dialogues[:SHOWN_DIALOGUES], unchecked)
-    for role, sample in samples.items():
-        say(f"\n# Prompts of the {role}, of {len(sample.prompts)} made from {sample.made_of}")
+    made = samples(config, dialogues[:SHOWN_DIALOGUES], unchecked)
+    for kind, sample in made.items():
+        say(f"\n# Prompts of the {kind}, of {len(sample.prompts)} made from {sample.made_of}")
         for prompt in _two_prompts(sample.prompts):
             cut = f", {prompt.cut} memories left out for rollout.max_prompt_tokens" if prompt.cut else ""
             say(f"--- {len(prompt.ids)} tokens{cut}\n{_shortened(prompt.text)}")
@@ -92,10 +88,10 @@ def dry_run(config: Config, gpus: Gpus, console: Console | None = None) -> None:
         say(line)
     if arch is not None:
         say("\n# Memory, at most")
-        for line in _memory_lines(config, arch, placed, gpus, samples):
+        for line in _memory_lines(config, arch, placed, gpus, made):
             say(line)
     say("\n# Tokens in a step, at most")
-    for line in _token_lines(config, samples):
+    for line in _token_lines(config, made):
         say(line)
     say("\n# Not checked here")
     for item in unchecked:
@@ -128,84 +124,6 @@ def _check_window(config: Config, arch: Architecture) -> None:
             f"rollout.max_prompt_tokens={rollout.max_prompt_tokens} and a completion of {longest} tokens exceed the "
             f"window of {arch.name}, {arch.window}; set rollout.max_prompt_tokens to at most {arch.window - longest}"
         )
-
-
-# -- prompts -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Prompts of one role."""
-
-    prompts: list[Prompt]
-    demonstration: int
-    """Tokens of the longest demonstration; 0 where there is none."""
-    made_of: str
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest prompt."""
-        return max(len(p.ids) for p in self.prompts)
-
-
-def _samples(config: Config, dialogues: Sequence[Dialogue], unchecked: list[str]) -> dict[str, Sample]:
-    """Prompts of every role that a stage trains, and of the answerer, who judges the manager; made by the run's own
-    code, with stand-ins for what needs a language model."""
-    if config.agents.extractor == "llm":
-        annotated = all(t.facts is not None for d in dialogues for _, t in d.turns())
-        kind = "gold" if annotated else "utterance"
-        unchecked.append(f"facts extracted by the model; in the prompts those of agents.extractor={kind} stand in")
-        config = replace(config, agents=replace(config.agents, extractor=kind))
-    world = World(config, make_agents(config, _tokenizer(config, unchecked)), _embedder(config, unchecked))
-    samples: dict[str, Sample] = {}
-    for stage in (*config.stages, replace(config.stages[0], role="answerer", bank="add-everything")):
-        if stage.role in samples:
-            continue
-        bank = stage.bank
-        if stage.role == "answerer" and bank == "manager":
-            bank = "add-everything"
-            unchecked.append("the manager's banks; in the answerer's prompts those of adding everything stand in")
-        tasks = build_tasks(dialogues, world, _NO_ENGINE, role=stage.role, bank=bank, seed=config.seed)
-        if not tasks:
-            raise MemR1Error(f"stage {stage.name}: the first dialogues give no task; they hold no fact or no question")
-        spoken = [len(t.demonstration.completion_ids) for t in tasks if t.demonstration is not None]
-        prompts = [task_prompt(t.task, world) for t in tasks]
-        samples[stage.role] = Sample(
-            prompts, max(spoken, default=0), f"{len(dialogues)} dialogues for {stage.name}, bank: {bank}"
-        )
-    return samples
-
-
-_NO_ENGINE: Any = None  # banks that need a model were replaced above
-
-
-def _tokenizer(config: Config, unchecked: list[str]) -> Any:
-    from transformers import AutoTokenizer
-
-    from memr1.models.registry import load_tokenizer
-
-    name = config.model.name
-    if name in packaged.MODELS:
-        if packaged.cached(name) is not None or isinstance(packaged.MODELS[name], packaged.GeneratedModel):
-            return load_tokenizer(name)
-    else:
-        try:
-            AutoTokenizer.from_pretrained(name, local_files_only=True)
-            return load_tokenizer(name)
-        except (OSError, ValueError):
-            pass
-    other = "smollm2-135m" if packaged.cached("smollm2-135m") is not None else "tiny-random"
-    unit = "tokens of another vocabulary" if other != "tiny-random" else "bytes"
-    unchecked.append(f"the tokenizer of {name}, which is not here; {other}'s stands in, so lengths are in {unit}")
-    return load_tokenizer(other)
-
-
-def _embedder(config: Config, unchecked: list[str]) -> Any:
-    name = config.memory.embedder
-    if name == "minilm" and packaged.cached("minilm") is None:
-        unchecked.append("the embedder minilm, which is not here; hash stands in, so that other memories are shown")
-        name = "hash"
-    return load_embedder(name)
 
 
 def _two_prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -272,11 +190,11 @@ def _on_cpu(config: Config, gpus: Gpus) -> bool:
 
 
 def _memory_lines(
-    config: Config, arch: Architecture, placed: Plan, gpus: Gpus, samples: Mapping[str, Sample]
+    config: Config, arch: Architecture, placed: Plan, gpus: Gpus, made: Mapping[str, Sample]
 ) -> Iterator[str]:
     on_cpu = _on_cpu(config, gpus)
     width = 4 if config.model.dtype == "float32" or (config.model.dtype == "auto" and on_cpu) else 2
-    learner = learner_bytes(arch, config, width, _scored_share(config, samples))
+    learner = learner_bytes(arch, config, width, _scored_share(config, made))
     runner = runner_bytes(arch, config, width)
     for name, parts in (("learner", learner), ("runner", runner)):
         listed = ", ".join(f"{what} {_gib(size)}" for what, size in parts.items())
@@ -292,19 +210,29 @@ def _memory_lines(
             )
 
 
-def _scored_share(config: Config, samples: Mapping[str, Sample]) -> float:
+def _scored_share(config: Config, made: Mapping[str, Sample]) -> float:
     """Share of completions in a row of the update, where a group shares its prompt."""
     limits = {"answerer": config.rollout.answer_max_new_tokens, "manager": config.rollout.manager_max_new_tokens}
-    shortest = {role: min(len(p.ids) for p in sample.prompts) for role, sample in samples.items()}
     group = max((s.group_size or config.rollout.group_size for s in config.stages), default=1)
-    written = {role: group * limits[role] for role in samples}
-    return max(written[role] / (written[role] + shortest[role]) for role in samples)
+    shares = []
+    for kind, sample in made.items():
+        written = group * limits[kind.partition(" ")[0]]
+        shares.append(written / (written + min(len(p.ids) for p in sample.prompts)))
+    return max(shares)
 
 
-def _token_lines(config: Config, samples: Mapping[str, Sample]) -> Iterator[str]:
+def _token_lines(config: Config, made: Mapping[str, Sample]) -> Iterator[str]:
     for stage in config.stages:
-        sample = samples[stage.role]
-        tokens = step_tokens(stage, config, sample.longest, samples["answerer"].longest, sample.demonstration)
+        sample = made[kind_of(stage)]
+        tokens = step_tokens(
+            stage,
+            config,
+            sample.longest,
+            made["answerer"].longest,
+            sample.demonstration,
+            sample.decisions,
+            sample.questions,
+        )
         counts = f"{tokens.prefilled:,} read, {tokens.generated:,} written, {tokens.trained:,} trained"
         yield f"{stage.name}, {stage.steps} steps: {counts}; {tokens.trained * stage.steps:,} trained in all"
 

@@ -32,14 +32,18 @@ def learner_bytes(arch: Architecture, config: Config, width: int, scored_share: 
         trained, trained_width = arch.parameters, width
         frozen = (reference - 1) * arch.parameters * width
     states = 8 if trained_width == 4 else 12  # Adam's two moments, and a float32 copy of low-precision weights
+    weights, gradients = trained * trained_width // weight_ranks, trained * trained_width // gradient_ranks
+    optimizer = trained * states // optimizer_ranks
+    own_critic = config.algo.critic.backbone == "own" and any(s.objective == "ppo" for s in config.stages)
     tokens = learner.max_tokens_per_microbatch
     layer = tokens * _layer_numbers(arch) * width
     kept = tokens * arch.hidden * width * arch.layers + layer if learner.gradient_checkpointing else layer * arch.layers
     return {
         "frozen weights": frozen,
-        "trained weights": trained * trained_width // weight_ranks,
-        "gradients": trained * trained_width // gradient_ranks,
-        "optimizer": trained * states // optimizer_ranks,
+        "trained weights": weights,
+        "gradients": gradients,
+        "optimizer": optimizer,
+        "critic": (weights + gradients + optimizer) * own_critic,  # as large as what is trained, and trained as it is
         "activations": kept + tokens * tokens * width,  # and the attention mask of a packed row
         # logits as the model gives them, and their log-softmax and gradient in float32
         "logits": int(tokens * scored_share) * arch.vocabulary * (width + 8),
@@ -78,22 +82,31 @@ class StepTokens:
     """Completion tokens with a gradient."""
 
 
-def step_tokens(stage: StageConfig, config: Config, prompt: int, answer_prompt: int, demonstration: int) -> StepTokens:
+def step_tokens(
+    stage: StageConfig,
+    config: Config,
+    prompt: int,
+    answer_prompt: int,
+    demonstration: int,
+    decisions: int = 1,
+    questions: int | None = None,
+) -> StepTokens:
     """Tokens of a step of a stage.
 
     prompt: tokens of a prompt of the stage's role. answer_prompt: of the answerer, who judges decisions.
     demonstration: completion tokens of a demonstration; used by supervised stages.
+    decisions, questions: of one episode of the manager; `rollout.questions_per_decision` questions where None.
     """
     rollout = config.rollout
     if stage.objective == "sft":
         return StepTokens(0, 0, stage.examples_per_step * demonstration)
-    plays = rollout.prompts_per_step * (stage.group_size or rollout.group_size) * (1 + rollout.resample_rounds)
     prompts = rollout.prompts_per_step * (1 + rollout.resample_rounds)
-    longest = rollout.answer_max_new_tokens if stage.role == "answerer" else rollout.manager_max_new_tokens
-    written = plays * longest
+    plays = prompts * (stage.group_size or rollout.group_size)
     if stage.role == "answerer":
+        written = plays * rollout.answer_max_new_tokens
         return StepTokens(prompts * prompt, written, written)
-    judged = plays * rollout.questions_per_decision
-    return StepTokens(
-        prompts * prompt + judged * answer_prompt, written + judged * rollout.answer_max_new_tokens, written
-    )
+    written = plays * decisions * rollout.manager_max_new_tokens
+    # after its first decision, every member of a replay has a bank, and so a prompt, of its own
+    read = prompts * prompt + plays * (decisions - 1) * prompt
+    judged = plays * (rollout.questions_per_decision if questions is None else questions)
+    return StepTokens(read + judged * answer_prompt, written + judged * rollout.answer_max_new_tokens, written)

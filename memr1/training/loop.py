@@ -144,13 +144,18 @@ class Trainer:
             # a task that comes twice, as epochs end within a batch, is one group and is played as one
             slots = sorted(enumerate(self.sampler.take(wanted)), key=lambda slot: slot[1])
             plays = [
-                Play(self.tasks[i].task, self._seed(step, round_, slot, member))
+                Play(self.tasks[i].playable, self._seed(step, round_, slot, member))
                 for slot, i in slots
                 for member in range(self._group_size)
             ]
             # where only differences within a group count, groups that did all the same need no judge
             batch = self.pool.map(
-                "play", plays, reward=self.stage.reward, temperature=r.temperature, judge_alike=objective != "grpo"
+                "play",
+                plays,
+                reward=self.stage.reward,
+                temperature=r.temperature,
+                judge_alike=objective != "grpo",
+                evidence_reward=self.stage.evidence_reward,
             )
             check_play(batch, self.state.versions)
             rewarded = [t for t in batch if t.reward is not None]
@@ -267,8 +272,13 @@ class Trainer:
             ) from error
 
     def _stage_tasks(self, stage: StageConfig) -> list[TrainTask]:
+        if stage.traces is not None:
+            traces = self.pool.first("read_traces", stage.traces, stage.role, stage.traces_min_reward)
+            return [TrainTask(None, trace) for trace in traces]
         dialogues = training_dialogues(self.config)
-        tasks = self.pool.map("build_tasks", dialogues, role=stage.role, bank=stage.bank, seed=self.config.seed)
+        tasks = self.pool.map(
+            "build_tasks", dialogues, role=stage.role, bank=stage.bank, seed=self.config.seed, replay=stage.replay
+        )
         if stage.objective == "sft":
             usable = [t for t in tasks if t.demonstration is not None]
         else:

@@ -13,6 +13,12 @@ ONE_FOR_ALL_RANKS = ("grad_norm", "critic_grad_norm", "explained_variance")
 """Statistics of learners that are the same on every rank."""
 
 EVENTS = ("ADD", "UPDATE", "DELETE", "NOOP")
+_OF_OUTCOMES = {
+    "evidence_recall": "retrieval/evidence_recall",
+    "selection_precision": "selection/precision",
+    "selection_recall": "selection/recall",
+}
+"""Key of an outcome -> the metric that is its mean, over the trajectories that have it."""
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
@@ -30,9 +36,10 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "rollout/completion_tokens": _mean([len(s.sequence.completion_ids) for s in steps]),
         "rollout/prompt_cut_fraction": _mean(["prompt_cut" in s.parsed for s in steps]),
     }
-    recalls = [r for t in played if (r := t.outcome.get("evidence_recall")) is not None]
-    if recalls:
-        out["retrieval/evidence_recall"] = _mean(recalls)
+    for name, metric in _OF_OUTCOMES.items():
+        known = [value for t in played if (value := t.outcome.get(name)) is not None]
+        if known:
+            out[metric] = _mean(known)
     operations = [o for s in steps for o in s.parsed.get("operations", ())]
     if any(s.role == "manager" for s in steps):
         applied = Counter(o["event"] for o in operations if o["ok"])

@@ -39,6 +39,7 @@ FREE_TO_CHANGE = (
     "rollout.max_tokens_per_batch",
     "model.threads",
     "learner.num_learners",
+    "data.cache",
 )
 """Fields, or groups of fields, that may differ when a run is resumed; the others would make it another run."""
 

@@ -19,8 +19,9 @@ from memr1.envs.deciding import DecisionTask, LinkedQuestion, decision_prompt, r
 from memr1.envs.episode import Failure, Speaker, World, drive
 from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import Moment, embed_ahead, ingest_with_manager, ingest_without_model, iso, replay
+from memr1.envs.replaying import ReplayTask, ReplayTurn, turn_prompt
 from memr1.learner.packing import TrainSequence
-from memr1.memory.bank import MemoryBank
+from memr1.memory.bank import MemoryBank, Snapshot
 from memr1.memory.types import MemoryEntry
 from memr1.rollout.engine import Engine
 from memr1.training.tuples import Task, read_tasks, settings_of, write_tasks
@@ -30,25 +31,41 @@ from memr1.training.tuples import Task, read_tasks, settings_of, write_tasks
 class TrainTask:
     """Something to practise."""
 
-    task: Task
+    task: Task | None
+    """None where there is nothing but a teacher's trace to clone."""
     demonstration: TrainSequence | None
     """What the oracle would have said; None where no oracle is known or its target is out of sight."""
+
+    @property
+    def playable(self) -> Task:
+        """The task, which everything but a trace has."""
+        if self.task is None:
+            raise ValueError("a trace can be cloned, not played")
+        return self.task
 
     @property
     def kind(self) -> str:
         """Question category, or the oracle's operations."""
         if isinstance(self.task, AnswerTask):
             return self.task.category
-        return "+".join(str(op.event) for op in self.task.oracle or ())
+        return "+".join(str(op.event) for op in self.task.oracle or ()) if isinstance(self.task, DecisionTask) else ""
 
 
 def build_tasks(
-    dialogues: Sequence[Dialogue], world: World, engine: Engine, *, role: str, bank: str, seed: int
+    dialogues: Sequence[Dialogue],
+    world: World,
+    engine: Engine,
+    *,
+    role: str,
+    bank: str,
+    seed: int,
+    replay: int | None = None,
 ) -> list[TrainTask]:
     """All tasks of a role in these dialogues, in order, with their demonstrations.
 
     bank: `oracle`, `add-everything` or `manager` (the manager model replays every dialogue). Manager tasks start from
     temporal banks (`data.window`), where `manager` means `add-everything`.
+    replay: None makes single decisions of the manager; a number makes replays of so many turns with facts, 0 of all.
     What is made of dialogues from a file is kept in `data.cache`; banks of a manager that was trained are not.
     """
     dialogues = prepared(dialogues, world, engine)
@@ -56,7 +73,7 @@ def build_tasks(
         bank = "add-everything"
     trained = bank == "manager" and engine.weight_versions()["manager"] > 0
     cache = None if world.config.data.kind == "factworld" or trained else Cache(world.config.cache_dir)
-    settings = settings_of(world, role, bank)
+    settings = settings_of(world, role, bank, replay)
     made: dict[str, Sequence[Task]] = {}
     for dialogue in dialogues:
         kept = None if cache is None else read_tasks(cache, dialogue, settings, world)
@@ -67,7 +84,9 @@ def build_tasks(
     if bank == "manager":
         replayed = drive([ingest_with_manager(d, world, Speaker("manager")) for d in missing], engine)
     for i, dialogue in enumerate(missing):
-        if role == "manager":
+        if role == "manager" and replay is not None:
+            made[dialogue.id] = _replay_tasks(dialogue, world, bank, replay)
+        elif role == "manager":
             made[dialogue.id] = _decision_tasks(dialogue, world, bank)
         elif bank == "manager":
             result = replayed[i]
@@ -85,7 +104,10 @@ def task_prompt(task: Task, world: World) -> Prompt:
     """What the role that practises a task is asked first."""
     if isinstance(task, AnswerTask):
         return world.agents.answerer.prompt(task.question, task.entries)
-    return decision_prompt(task, MemoryBank.from_snapshot(task.snapshot, world.embedder), world)
+    bank = MemoryBank.from_snapshot(task.snapshot, world.embedder)
+    if isinstance(task, ReplayTask):
+        return turn_prompt(task.turns[0], bank, world)
+    return decision_prompt(task, bank, world)
 
 
 def demonstration(task: Task, world: World) -> TrainSequence | None:
@@ -97,7 +119,7 @@ def demonstration(task: Task, world: World) -> TrainSequence | None:
     operations, where their targets are shown.
     """
     agents = world.agents
-    if isinstance(task, DecisionTask) and task.oracle is None:
+    if isinstance(task, ReplayTask) or (isinstance(task, DecisionTask) and task.oracle is None):
         return None
     prompt = task_prompt(task, world)
     text: str | None
@@ -149,6 +171,39 @@ def _decision_tasks(dialogue: Dialogue, world: World, policy: str) -> list[Decis
         )
         tasks.append(task)
     return tasks
+
+
+def _replay_tasks(dialogue: Dialogue, world: World, policy: str, length: int) -> list[ReplayTask]:
+    """Stretches of `length` turns with facts (0: the whole dialogue), each from the bank that the policy made before.
+
+    A question that names a turn is asked right after it, up to `rollout.questions_per_decision` a turn. Of the others,
+    the whole dialogue is asked all; a stretch those that rest on it, and on nothing that comes later.
+    """
+    limit = world.config.rollout.questions_per_decision
+    scorable = [q for q in dialogue.questions if (q.answer or "").strip()]
+    tasks: list[ReplayTask] = []
+    turns: list[ReplayTurn] = []
+    snapshot: Snapshot | None = None
+    moments = [(moment, moment.bank.snapshot()) for moment in replay(dialogue, world, policy)]
+    for i, (moment, before) in enumerate(moments):
+        now, told = moment.turn.id, moment.behind | {moment.turn.id}
+        due = [q for q in scorable if q.asked_after == now and set(q.evidence) <= told][:limit]
+        turns.append(
+            ReplayTurn(now, moment.turn.speaker, iso(moment.session), moment.facts, tuple(_linked(q) for q in due))
+        )
+        snapshot = before if snapshot is None else snapshot
+        if (length and len(turns) == length) or i == len(moments) - 1:
+            here = {t.turn_id for t in turns}
+            open_ = [q for q in scorable if q.asked_after is None]
+            asked = [q for q in open_ if not length or (here & set(q.evidence) and set(q.evidence) <= told)]
+            name = f"{dialogue.id}/{turns[0].turn_id}..{now}"
+            tasks.append(ReplayTask(name, snapshot, tuple(turns), tuple(_linked(q) for q in asked)))
+            turns, snapshot = [], None
+    return tasks
+
+
+def _linked(question: Question) -> LinkedQuestion:
+    return LinkedQuestion(question.text, str(question.answer), question.category)
 
 
 def _judges(

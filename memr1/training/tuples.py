@@ -20,6 +20,7 @@ from memr1.envs.answering import AnswerTask
 from memr1.envs.cache import Cache
 from memr1.envs.deciding import DecisionTask
 from memr1.envs.episode import World
+from memr1.envs.replaying import ReplayTask
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank, Snapshot
 from memr1.memory.jsonl import Fields
@@ -27,19 +28,22 @@ from memr1.memory.oplog import LogRecord, OpLog
 from memr1.memory.state import BankRules
 from memr1.models.registry import weights_identity
 
-Task = AnswerTask | DecisionTask
+Task = AnswerTask | DecisionTask | ReplayTask
 
-_TYPES: dict[str, type[Task]] = {"answerer": AnswerTask, "manager": DecisionTask}
+_TYPES: dict[str, type[Task]] = {"answer": AnswerTask, "decision": DecisionTask, "replay": ReplayTask}
 
 
-def settings_of(world: World, role: str, bank: str) -> dict[str, Any]:
-    """Everything in the configuration that the tasks of a role depend on."""
+def settings_of(world: World, role: str, bank: str, replay: int | None) -> dict[str, Any]:
+    """Everything in the configuration that the tasks of a role depend on. `kind` names the type of task."""
     config = world.config
     memory = dataclasses.asdict(config.memory)
     del memory["pressure"]  # paid at play
-    settings: dict[str, Any] = {"role": role, "bank": bank, "memory": memory, "extractor": config.agents.extractor}
+    settings: dict[str, Any] = {"kind": "answer", "bank": bank, "memory": memory, "extractor": config.agents.extractor}
     if role == "manager":
-        return settings | {"window": config.data.window, "questions": config.rollout.questions_per_decision}
+        settings["questions"] = config.rollout.questions_per_decision
+        if replay is not None:
+            return settings | {"kind": "replay", "turns": replay}
+        return settings | {"kind": "decision", "window": config.data.window}
     if bank == "manager":
         rollout = config.rollout
         settings |= {"model": weights_identity(config.model.name), "protocol": config.agents.protocol}
@@ -51,7 +55,7 @@ def settings_of(world: World, role: str, bank: str) -> dict[str, Any]:
 def read_tasks(kept: Cache, dialogue: Dialogue, settings: dict[str, Any], world: World) -> list[Task] | None:
     """The tasks kept for this very dialogue under these settings; None where they have to be made."""
     items = kept.read("tuples", dialogue.id, settings, dialogue_to_json(dialogue))
-    return None if items is None else [_from_json(item, settings["role"], world) for item in items]
+    return None if items is None else [_from_json(item, settings["kind"], world) for item in items]
 
 
 def write_tasks(kept: Cache, dialogue: Dialogue, settings: dict[str, Any], tasks: typing.Sequence[Task]) -> None:
@@ -62,14 +66,14 @@ def write_tasks(kept: Cache, dialogue: Dialogue, settings: dict[str, Any], tasks
 def _to_json(task: Task) -> dict[str, Any]:
     return {
         name: _snapshot_to_json(value) if isinstance(value, Snapshot) else adapter.dump_python(value, mode="json")
-        for name, adapter in _adapters("answerer" if isinstance(task, AnswerTask) else "manager").items()
+        for name, adapter in _adapters(next(k for k, t in _TYPES.items() if isinstance(task, t))).items()
         for value in [getattr(task, name)]
     }
 
 
-def _from_json(fields: Fields, role: str, world: World) -> Task:
+def _from_json(fields: Fields, kind: str, world: World) -> Task:
     values: dict[str, Any] = {}
-    for name, adapter in _adapters(role).items():
+    for name, adapter in _adapters(kind).items():
         value = fields.take(name, str, int, float, bool, list, dict, None)
         if name == "snapshot":
             values[name] = _snapshot_from_json(fields.child(name), world)
@@ -79,12 +83,12 @@ def _from_json(fields: Fields, role: str, world: World) -> Task:
         except ValidationError as error:
             raise fields.fail(name, f"not what was written ({error.errors()[0]['msg']}); delete the file") from error
     fields.end()
-    return _TYPES[role](**values)
+    return _TYPES[kind](**values)
 
 
 @cache
-def _adapters(role: str) -> dict[str, TypeAdapter[Any]]:
-    hints = typing.get_type_hints(_TYPES[role])
+def _adapters(kind: str) -> dict[str, TypeAdapter[Any]]:
+    hints = typing.get_type_hints(_TYPES[kind])
     return {name: TypeAdapter(Any if hint is Snapshot else hint) for name, hint in hints.items()}
 
 

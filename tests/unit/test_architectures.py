@@ -9,6 +9,7 @@ from memr1.models.adapters import LoraSettings, PolicyModel
 from memr1.models.architectures import KNOWN, describe
 
 PUBLISHED = {
+    "smollm2-135m": 134_515_008,
     "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
     "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
     "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,

@@ -29,7 +29,7 @@ HEAVY = (
     "scipy",
 )
 COMMANDS = [
-    *(["train"], ["eval"], ["report"], ["view"], ["config"], ["models"], ["data"], ["bank"]),
+    *(["train"], ["ablate"], ["eval"], ["report"], ["view"], ["config"], ["models"], ["data"], ["bank"]),
     *(["models", "list"], ["models", "fetch"], ["models", "verify"], ["data", "show"], ["data", "build"]),
 ]
 CONFIG = """

@@ -26,7 +26,8 @@ from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank
 from memr1.training import data_build
 from memr1.training.data_report import last_evidence
-from memr1.training.tasks import TrainTask, build_tasks
+from memr1.training.tasks import TrainTask, build_tasks, task_prompt
+from memr1.training.traces import read_traces
 from memr1.training.worlds import training_dialogues
 from tests.unit.scripted import ScriptedEngine, fact_worlds, make_config, make_world
 
@@ -246,6 +247,18 @@ def test_a_report_stands_beside_what_is_kept(tmp_path: Path) -> None:
     assert report["dialogues"]["questions"] == 7 and report["dialogues"]["questions without evidence"] == 1
     assert report["answerer, bank: add-everything"]["questions"] == 6
     assert "turns that complete some evidence" in said
+
+
+def test_prompts_for_a_teacher_become_its_traces(tmp_path: Path) -> None:
+    config = config_of(tmp_path, [talk(questions=QUESTIONS)])
+    data_build.build(config, Console(file=io.StringIO()), tmp_path / "prompts.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "prompts.jsonl").read_text().splitlines()]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(r | {"completion": "NOOP"}) + "\n" for r in lines))
+    world = replace(make_world(), config=config)
+    for role, count in (("manager", 7), ("answerer", 6)):
+        traces = read_traces(str(tmp_path / "traces.jsonl"), role, world.agents.codec, 1.0)
+        prompts = [task_prompt(t.playable, world).ids for t in made(config, role)]
+        assert [t.prompt_ids for t in traces] == prompts and len(prompts) == count
 
 
 # -- splits ------------------------------------------------------------------------------------------------------

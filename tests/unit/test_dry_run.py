@@ -66,6 +66,18 @@ def test_every_stand_in_is_named() -> None:
     assert "# Memory" not in unknown
 
 
+def test_a_replay_is_planned_for_all_its_decisions_and_questions() -> None:
+    config = small("stages=[{role: manager, episode: replay, steps: 1}]", "rollout.prompts_per_step=1")
+    said = report(config)
+    assert (
+        "# Prompts of the manager (replay), of 2 made from 2 dialogues" in said and "# Prompts of the answerer" in said
+    )
+    worlds = generate_dialogues(config.data.factworld)
+    decisions = max(sum(bool(t.facts) for _, t in d.turns()) for d in worlds)
+    rounds, limit = 1 + config.rollout.resample_rounds, config.rollout.manager_max_new_tokens
+    assert f"{rounds * config.rollout.group_size * decisions * limit:,} trained in all" in said
+
+
 def test_what_would_stop_the_run_stops_the_dry_run() -> None:
     with pytest.raises(MemR1Error, match="set rollout.max_prompt_tokens to at most 8064"):
         report(small("rollout.max_prompt_tokens=8192"))
@@ -107,6 +119,16 @@ def test_zero_divides_what_its_stage_divides() -> None:
         told = learner_bytes(arch, config, width=2)
         found = (told["optimizer"], told["gradients"], told["trained weights"])
         assert found == tuple(b * n // s for b, s in zip((12, 2, 2), shares, strict=True))
+
+
+def test_a_critic_of_its_own_takes_what_the_policy_takes() -> None:
+    arch = describe("Qwen/Qwen2.5-3B-Instruct")
+    ppo = "stages=[{role: answerer, objective: ppo}]"
+    own, shared, none = (
+        learner_bytes(arch, load_config(None, changes), width=2)["critic"]
+        for changes in ([ppo], [ppo, "algo.critic.backbone=policy"], ["stages=[{role: answerer}]"])
+    )
+    assert (own, shared, none) == (arch.adapter_parameters * 16, 0, 0)
 
 
 def test_a_key_value_cache_is_as_large_as_transformers_makes_it() -> None:

@@ -25,6 +25,7 @@ from tests.unit.scripted import entry
 
 MANAGERS = [LinesManager(), JsonManager()]
 ANSWERERS = [LinesAnswerer(), JsonAnswerer()]
+PLAIN_ANSWERERS = [LinesAnswerer(distillation=False), JsonAnswerer(distillation=False)]
 ENTRIES = {
     "1": entry(11, "Ana lives in Oslo", version=2),
     "2": entry(7, "Ben keeps bees"),
@@ -125,7 +126,7 @@ def test_any_json_is_a_whole_decision_or_an_error(data: object) -> None:
     check_decision(JsonManager(), json.dumps(data))
 
 
-@pytest.mark.parametrize("answerer", ANSWERERS, ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("answerer", [*ANSWERERS, *PLAIN_ANSWERERS], ids=lambda a: type(a).__name__)
 @given(completion=COMPLETIONS)
 @settings(max_examples=200, deadline=None)
 def test_any_text_is_an_answer_or_an_error(answerer: LinesAnswerer | JsonAnswerer, completion: str) -> None:
@@ -382,3 +383,15 @@ def test_the_examples_of_the_agents_page_print_what_it_says() -> None:
     page = Path(__file__).parents[2] / "docs" / "agents.md"
     outcome = doctest.testfile(str(page), module_relative=False)
     assert outcome.attempted >= 25 and outcome.failed == 0
+
+
+def test_without_distillation_there_is_the_answer_alone() -> None:
+    lines, json_ = PLAIN_ANSWERERS
+    assert lines.write("Oslo", ["1", "2"]) == "Answer: Oslo" and lines.parse("Answer: Oslo").text == "Oslo"
+    error = lines.parse("Use: 1\nAnswer: Oslo").error
+    assert error is not None and error.startswith("expected the line Answer:")
+    assert json_.write("Oslo", ["1"]) == "**Answer:** Oslo"
+    assert json_.parse("- 1\n**Answer:** Oslo") == json_.parse("**Answer:** Oslo")
+    for answerer in (lines, json_):
+        system = answerer.render("Where?", ENTRIES)[0]["content"]
+        assert "numbers" not in system and "list the memories" not in system
