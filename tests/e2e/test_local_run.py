@@ -273,7 +273,7 @@ def test_a_finished_run_is_not_trained_or_evaluated_again(
     assert "the run is finished and evaluated already" in said
     assert {p: p.read_bytes() for p in before} == before
     _, said = run_here(path, "r", "evaluation.systems=[no-memory]", resume="auto")
-    assert "no-memory: EM" in said
+    assert "no-memory: em_set" in said
     assert [r["system"] for r in read_evaluation(run)] == ["bm25", "trained", "no-memory"]
     assert (run / "metrics.jsonl").read_bytes() == before[run / "metrics.jsonl"]
 
