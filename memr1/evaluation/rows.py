@@ -42,7 +42,7 @@ class MemoryRow:
     entries: float
     """Held at the end."""
     growth: tuple[float, ...]
-    """Entries held after each tenth of a dialogue's sessions."""
+    """Entries held after each tenth of a dialogue's sessions; within a session they are taken to grow evenly."""
     operations: dict[str, float]
     """Applied operations for each decision, by event; empty where nothing decides."""
     rejected: float
@@ -204,8 +204,10 @@ def _memory(footprints: Sequence[Footprint], questions: int) -> MemoryRow:
     def mean(values: Iterable[float]) -> float:
         return sum(values) / len(footprints)
 
-    def size_at(f: Footprint, tenth: int) -> int:
-        return f.sizes[-(-len(f.sizes) * tenth // 10) - 1] if f.sizes else 0
+    def size_at(f: Footprint, tenth: int) -> float:
+        sizes, place = (0, *f.sizes), len(f.sizes) * tenth / 10
+        before, after = sizes[int(place)], sizes[min(int(place) + 1, len(f.sizes))]
+        return before + (place - int(place)) * (after - before)
 
     return MemoryRow(
         entries=mean(f.entries for f in footprints),
