@@ -174,6 +174,21 @@ def report(run_dir: RunDir) -> None:
 
 
 @app.command()
+def export(
+    run_dir: RunDir,
+    to: Annotated[Path, typer.Option(help="New folder; every trained role gets one in it.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Whole models for transformers, adapters added in, instead of adapters.")
+    ] = False,
+) -> None:
+    """Write a run's newest weights for use without memr1: peft adapters, or whole transformers models."""
+    from memr1.training.export import export_run
+
+    for written in export_run(run_dir, to, merged=merged):
+        print(f"{written.role}: {written.kind} after step {written.step} in {written.folder}")
+
+
+@app.command()
 def view(
     run_dir: RunDir,
     step: Annotated[int | None, typer.Option(help="Training step; the last one if not given.")] = None,
