@@ -7,7 +7,7 @@ their losses: gradients of a value loss would reshape a backbone of a hundred mi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from memr1.algos.advantages import explained_variance, gae, moments, whiten
 from memr1.algos.losses import value_loss
 from memr1.config import Config
 from memr1.errors import MemR1Error
-from memr1.learner.engine import gradient_norm, make_engine, restore_engine, set_learning_rate
+from memr1.learner.engine import Engine
 from memr1.learner.scoring import CompletionScorer
 from memr1.models.adapters import PolicyModel
 from memr1.models.attention import text_config
@@ -118,7 +118,7 @@ class Critic:
             model.head.to(device)
             trained = [*own.trainable_parameters(CRITIC).values(), *model.head.parameters()]
         with self._at_work():
-            self.engine = make_engine(model, trained, config.learner)
+            self.engine = Engine(model, trained, config.learner)
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
@@ -163,44 +163,49 @@ class Critic:
             "explained_variance": explained_variance(*of_all),
         }
 
-    def update(self, lessons: Sequence[Lesson], weights: Sequence[Tensor], epochs: int) -> dict[str, float]:
+    def update(
+        self, lessons: Sequence[Lesson], weights: Sequence[Tensor], epochs: int, refuse: Callable[[Sequence[int]], None]
+    ) -> dict[str, float]:
         """`epochs` optimizer steps on one batch; weights as in `value_loss`, by micro-batch.
+
+        refuse: called before each step with the places of micro-batches whose loss or gradient is not finite.
 
         Returns `critic_grad_norm` and sums over this rank's tokens, all of the first step but `value_clip_fraction`.
         """
-        set_learning_rate(self.engine, self.settings.learning_rate)
         with self._at_work():
-            first = self._optimizer_step(lessons, weights)
+            first = self._optimizer_step(lessons, weights, refuse)
             last = first
             for _ in range(1, epochs):
-                last = self._optimizer_step(lessons, weights)
+                last = self._optimizer_step(lessons, weights, refuse)
         return first | {name: last[name] for name in ("value_clip_fraction",) if name in last}
 
-    def _optimizer_step(self, lessons: Sequence[Lesson], weights: Sequence[Tensor]) -> dict[str, float]:
+    def _optimizer_step(
+        self, lessons: Sequence[Lesson], weights: Sequence[Tensor], refuse: Callable[[Sequence[int]], None]
+    ) -> dict[str, float]:
         totals = {"value_loss": 0.0}
-        world_size = torch.distributed.get_world_size()
-        for lesson, w in zip(lessons, weights, strict=True):
+        offenders = []
+        for i, (lesson, w) in enumerate(zip(lessons, weights, strict=True)):
             values = self.engine(**lesson.inputs)
             result = value_loss(values, lesson.values, lesson.returns, w, clip=self.settings.clip)
-            # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
-            self.engine.backward(result.loss * world_size, scale_wrt_gas=False)
+            if not self.engine.backward(result.loss):
+                offenders.append(i)
             totals["value_loss"] += float(result.loss.detach())
             for name in set(result.stats) - {"tokens"}:
                 totals[name] = totals.get(name, 0.0) + float(result.stats[name])
-        self.engine.step()
-        return totals | {"critic_grad_norm": gradient_norm(self.engine)}
+        refuse(offenders)
+        return totals | {"critic_grad_norm": self.engine.step(self.settings.learning_rate)}
 
     def save(self, folder: str) -> None:
         """Write the critic and its optimizer, sharded over ranks, into a learner's checkpoint."""
         with self._at_work():  # what is frozen is left out, and its adapter is while it rests
-            self.engine.save_checkpoint(folder, tag=CRITIC, exclude_frozen_parameters=True)
+            self.engine.save(folder, CRITIC)
 
     def restore(self, folder: str) -> None:
         """Read what `save` wrote."""
         with self._at_work():
-            restore_engine(self.engine, folder, CRITIC)
+            self.engine.restore(folder, CRITIC)
 
     def close(self) -> None:
         """Free the engine."""
-        self.engine.destroy()
+        self.engine.close()
         self._contexts.close()

@@ -10,13 +10,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from memr1.config import Config
-from memr1.learner.engine import Rendezvous, gradient_norm, join, make_engine, restore_engine, set_learning_rate
+from memr1.learner.engine import Engine, Rendezvous, join
 from memr1.learner.packing import MicroBatch
+from memr1.learner.refusal import refuse_if_any
 from memr1.storage import reading, writing
 
 if TYPE_CHECKING:
@@ -88,7 +90,7 @@ class DeepSpeedLearner:
         if config.learner.share_prefixes and not self.shares_prefixes:
             logger.warning("%s: shared prompts are computed once per completion, see above", config.model.name)
         trainable = list(self.policies.trainable_parameters(role).values())
-        self.engine = make_engine(self.scorer, trainable, config.learner)
+        self.engine = Engine(self.scorer, trainable, config.learner)
         self._critic: Critic | None = None  # made when a stage turns out to need it
 
     def _low_precision(self) -> bool:
@@ -108,7 +110,6 @@ class DeepSpeedLearner:
         """
         import torch
 
-        set_learning_rate(self.engine, settings.learning_rate)
         # log-probabilities before the first step, by micro-batch
         old: list[Tensor | None] = [None] * len(microbatches)
         advantages = [torch.from_numpy(b.advantages).to(self.device) for b in microbatches]
@@ -117,7 +118,8 @@ class DeepSpeedLearner:
             old, lessons, judged = self._judge(microbatches, settings)
             advantages = [lesson.advantages for lesson in lessons]
             weights = [self._token_weights(b, settings) for b in microbatches]
-            judged |= self.critic.update(lessons, weights, settings.epochs)
+            refuse = partial(self._refuse, microbatches, "the critic")
+            judged |= self.critic.update(lessons, weights, settings.epochs, refuse)
         totals = self._optimizer_step(microbatches, settings, old, advantages) | judged
         for _ in range(1, 1 if settings.critic_only else settings.epochs):
             last = self._optimizer_step(microbatches, settings, old, advantages)
@@ -175,20 +177,25 @@ class DeepSpeedLearner:
         import torch
 
         totals: dict[str, float] = {"max_low_precision": float(self._low_precision())}
+        offenders = []
         for i, batch in enumerate(microbatches):
             with torch.set_grad_enabled(not settings.critic_only):
                 loss, stats, old[i] = self._loss(batch, settings, old[i], advantages[i])
-            if not settings.critic_only:
-                # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
-                self.engine.backward(loss * self.world_size, scale_wrt_gas=False)
+            if not settings.critic_only and not self.engine.backward(loss):
+                offenders.append(i)
             stats["loss"] = float(loss.detach())
             for name, value in stats.items():
                 reduce = max if name.startswith("max_") else float.__add__
                 totals[name] = reduce(totals[name], value) if name in totals else value
         if settings.critic_only:
             return totals | {"grad_norm": 0.0}
-        self.engine.step()
-        return totals | {"grad_norm": gradient_norm(self.engine)}
+        self._refuse(microbatches, f"the {self.role}", offenders)
+        return totals | {"grad_norm": self.engine.step(settings.learning_rate)}
+
+    def _refuse(self, microbatches: Sequence[MicroBatch], who: str, offenders: Sequence[int]) -> None:
+        """See `refuse_if_any`. The process group reduces on the learner's device."""
+        rows = [microbatches[i] for i in offenders]
+        refuse_if_any(rows, who, self.config.run_dir / "refused", self.rank, self.device)
 
     def _token_weights(self, batch: MicroBatch, settings: UpdateSettings) -> Tensor:
         """(n,) what each token counts in the loss of the whole optimizer step."""
@@ -301,7 +308,7 @@ class DeepSpeedLearner:
         know otherwise.
         """
         with writing(folder) as written:
-            self.engine.save_checkpoint(str(written), tag="learner", exclude_frozen_parameters=True)
+            self.engine.save(str(written), "learner")
             if self._critic is not None:
                 self._critic.save(str(written))
             if self.config.algo.kl_coef > 0:
@@ -312,7 +319,7 @@ class DeepSpeedLearner:
     def restore(self, folder: str) -> None:
         """Read what `save` wrote; the number of ranks and the ZeRO stage must be the same."""
         with reading(folder) as written:
-            restore_engine(self.engine, str(written), "learner")
+            self.engine.restore(str(written), "learner")
             if (written / "critic").is_dir():
                 self.critic.restore(str(written))
             if self.config.algo.kl_coef > 0:
@@ -323,5 +330,5 @@ class DeepSpeedLearner:
         """Free the engine, so that another stage's can be made in this process."""
         if self._critic is not None:
             self._critic.close()
-        self.engine.destroy()
+        self.engine.close()
         self._contexts.close()

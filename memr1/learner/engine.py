@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from memr1.config import LearnerConfig
 from memr1.errors import MemR1Error
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -27,80 +28,116 @@ class Rendezvous:
     """0 lets a single rank choose a free port."""
 
 
-def make_engine(module: nn.Module, parameters: Sequence[nn.Parameter], learner: LearnerConfig) -> Any:
-    """A DeepSpeed engine that trains `parameters` of `module` with AdamW. All ranks take part.
+class Engine:
+    """AdamW over `parameters` of `module`, sharded over the ranks as `learner.zero_stage` says.
 
-    With parameters in bf16 (full fine-tuning) the optimizer keeps fp32 copies, since small steps would round away.
+    All ranks must make the same calls in the same order. With parameters in bf16 (full fine-tuning) the optimizer keeps
+    fp32 copies, since small steps would round away.
     """
-    import deepspeed
-    import torch
 
-    engine, *_ = deepspeed.initialize(
-        model=module,
-        model_parameters=list(parameters),
-        config={
-            "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,
-            # `step()` is then exactly one optimizer step over however many backward passes came before it
-            "managed_gradient_accumulation": False,
-            "optimizer": {
-                "type": "AdamW",
-                "params": {
-                    "lr": 0.0,
-                    "betas": list(learner.betas),
-                    "eps": 1e-8,
-                    "weight_decay": learner.weight_decay,
-                    "torch_adam": True,
+    def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter], learner: LearnerConfig) -> None:
+        import deepspeed
+        import torch
+
+        self._seen: Tensor | None = None
+        for p in parameters:
+            p.register_hook(self._see)
+        zero: dict[str, Any] = {"stage": learner.zero_stage}
+        if learner.offload_optimizer:
+            zero["offload_optimizer"] = {"device": "cpu"}
+        self._engine, *_ = deepspeed.initialize(
+            model=module,
+            model_parameters=list(parameters),
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                # `step()` is then exactly one optimizer step over however many backward passes came before it
+                "managed_gradient_accumulation": False,
+                "optimizer": {
+                    "type": "AdamW",
+                    "params": {
+                        "lr": 0.0,
+                        "betas": list(learner.betas),
+                        "eps": 1e-8,
+                        "weight_decay": learner.weight_decay,
+                        "torch_adam": True,
+                    },
                 },
+                "zero_optimization": zero,
+                "zero_force_ds_cpu_optimizer": False,  # its own needs a C++ compiler
+                "gradient_clipping": learner.max_grad_norm,
+                "bf16": {"enabled": any(p.dtype == torch.bfloat16 for p in parameters)},
+                "steps_per_print": 10**9,
             },
-            "zero_optimization": {"stage": learner.zero_stage},
-            "gradient_clipping": learner.max_grad_norm,
-            "bf16": {"enabled": any(p.dtype == torch.bfloat16 for p in parameters)},
-            "steps_per_print": 10**9,
-        },
-    )
+        )
 
-    def clip() -> None:
-        """At ZeRO 0 in fp32 DeepSpeed clips but forgets the norm; keep it where its own getter looks."""
-        with_gradient = [p for p in engine.module.parameters() if p.grad is not None]
-        engine._global_grad_norm = float(torch.nn.utils.clip_grad_norm_(with_gradient, learner.max_grad_norm))
+        def clip() -> None:
+            """At ZeRO 0 in fp32 DeepSpeed clips but forgets the norm; keep it where its own getter looks."""
+            with_gradient = [p for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.clip_grad_norm_(with_gradient, learner.max_grad_norm)
+            self._engine._global_grad_norm = float(norm)
 
-    engine.clip_fp32_gradients = clip
-    _limit_collectives(learner.collective_timeout_s)
-    return engine
+        self._engine.clip_fp32_gradients = clip
+        _limit_collectives(learner.collective_timeout_s)
 
+    @property
+    def module(self) -> Any:
+        """The module that was handed in."""
+        return self._engine.module
 
-def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """For the next steps of an engine."""
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+    def __call__(self, **inputs: Any) -> Any:
+        """Forward."""
+        return self._engine(**inputs)
 
+    def backward(self, loss: Tensor) -> bool:
+        """Add the gradient of a loss with a global denominator; whether loss and gradients are finite."""
+        self._seen = None
+        # DeepSpeed averages gradients over ranks, but the loss already has a global denominator
+        self._engine.backward(loss * self._engine.dp_world_size, scale_wrt_gas=False)
+        return math.isfinite(float(loss.detach())) and (self._seen is None or math.isfinite(float(self._seen)))
 
-def restore_engine(engine: Any, folder: str, tag: str) -> None:
-    """Read what `engine.save_checkpoint(folder, tag)` wrote, with the same number of ranks and the same ZeRO stage.
+    def _see(self, gradient: Tensor) -> None:
+        """Add up a gradient: a sum is finite only if everything in it is. ZeRO leaves no gradients to look at later."""
+        import torch
 
-    Raises MemR1Error for files that are missing, damaged or of other ranks or stages.
-    """
-    where = Path(folder) / tag
-    if not where.is_dir():
-        raise MemR1Error(f"{where}: no learner checkpoint there; resume from a checkpoint inside a stage")
-    try:
-        path, _ = engine.load_checkpoint(folder, tag=tag, load_module_strict=False)
-    except Exception as error:  # assertions, pickle's, zip's and DeepSpeed's own
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise MemR1Error(
-            f"{where}: not readable as a checkpoint of {engine.dp_world_size} learners at ZeRO stage "
-            f"{engine.zero_optimization_stage()} ({said}). Resume with the settings it was written with, or from "
-            "another checkpoint"
-        ) from error
-    if path is None:
-        raise MemR1Error(f"{where}: files are missing there; resume from another checkpoint")
+        total = gradient.detach().sum(dtype=torch.float32)
+        self._seen = total if self._seen is None else self._seen + total
 
+    def step(self, learning_rate: float) -> float:
+        """One optimizer step over what `backward` has added up; the global norm of the gradient before clipping."""
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
 
-def gradient_norm(engine: Any) -> float:
-    """Global norm of the gradients of the last step, before clipping."""
-    norm = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else float("nan")
+    def save(self, folder: str, tag: str) -> None:
+        """Write the weights that require a gradient and the optimizer to `folder`/`tag`, sharded over ranks."""
+        self._engine.save_checkpoint(folder, tag=tag, exclude_frozen_parameters=True)
+
+    def restore(self, folder: str, tag: str) -> None:
+        """Read what `save` wrote, with the same number of ranks and the same ZeRO stage.
+
+        Raises MemR1Error for files that are missing, damaged or of other ranks or stages.
+        """
+        where = Path(folder) / tag
+        if not where.is_dir():
+            raise MemR1Error(f"{where}: no learner checkpoint there; resume from a checkpoint inside a stage")
+        try:
+            path, _ = self._engine.load_checkpoint(folder, tag=tag, load_module_strict=False)
+        except Exception as error:  # assertions, pickle's, zip's and DeepSpeed's own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise MemR1Error(
+                f"{where}: not readable as a checkpoint of {self._engine.dp_world_size} learners at ZeRO stage "
+                f"{self._engine.zero_optimization_stage()} ({said}). Resume with the settings it was written with, or "
+                "from another checkpoint"
+            ) from error
+        if path is None:
+            raise MemR1Error(f"{where}: files are missing there; resume from another checkpoint")
+
+    def close(self) -> None:
+        """Free what the optimizer holds."""
+        self._engine.destroy()
 
 
 def join(rendezvous: Rendezvous, device: Any, timeout_s: float) -> None:

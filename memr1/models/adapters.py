@@ -124,6 +124,8 @@ class PolicyModel:
         from memr1.models.registry import quiet_loading
 
         targets = settings.target_modules
+        if not isinstance(targets, str):
+            _check_targets(base, targets, source)
         config = LoraConfig(
             r=settings.rank,
             lora_alpha=settings.alpha,
@@ -403,6 +405,20 @@ def _check_roles(roles: tuple[str, ...]) -> None:
     for role in roles:
         if role == BASE or not _ROLE_NAME.fullmatch(role):
             raise MemR1Error(f"roles: {role!r} is not usable; letters, digits, - and _ only, and not {BASE!r}")
+
+
+def _check_targets(base: Any, targets: Sequence[str], source: str) -> None:
+    """Every name must match a module: peft is content when one of them does."""
+    from torch import nn
+
+    names = [name for name, _ in base.named_modules()]
+    missing = [t for t in targets if not any(name == t or name.endswith(f".{t}") for name in names)]
+    if missing:
+        linear = sorted({name.rpartition(".")[2] for name, m in base.named_modules() if isinstance(m, nn.Linear)})
+        raise MemR1Error(
+            f"lora.target_modules: {', '.join(missing)} match nothing in {source}; its linear modules are "
+            f"{', '.join(linear)}"
+        )
 
 
 def _frozen(model: Any) -> Any:

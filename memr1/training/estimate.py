@@ -33,8 +33,11 @@ def learner_bytes(arch: Architecture, config: Config, width: int, scored_share: 
         frozen = (reference - 1) * arch.parameters * width
     states = 8 if trained_width == 4 else 12  # Adam's two moments, and a float32 copy of low-precision weights
     weights, gradients = trained * trained_width // weight_ranks, trained * trained_width // gradient_ranks
-    optimizer = trained * states // optimizer_ranks
+    optimizer = 0 if learner.offload_optimizer else trained * states // optimizer_ranks
     own_critic = config.algo.critic.backbone == "own" and any(s.objective == "ppo" for s in config.stages)
+    critic = weights + gradients + optimizer  # as large as what is trained, and trained as it is
+    if config.model.weights == "lora" and learner.zero_stage == 3:
+        critic += arch.parameters * width  # two engines cannot cut one base into shards
     tokens = learner.max_tokens_per_microbatch
     layer = tokens * _layer_numbers(arch) * width
     kept = tokens * arch.hidden * width * arch.layers + layer if learner.gradient_checkpointing else layer * arch.layers
@@ -43,7 +46,7 @@ def learner_bytes(arch: Architecture, config: Config, width: int, scored_share: 
         "trained weights": weights,
         "gradients": gradients,
         "optimizer": optimizer,
-        "critic": (weights + gradients + optimizer) * own_critic,  # as large as what is trained, and trained as it is
+        "critic": critic * own_critic,
         "activations": kept + tokens * tokens * width,  # and the attention mask of a packed row
         # logits as the model gives them, and their log-softmax and gradient in float32
         "logits": int(tokens * scored_share) * arch.vocabulary * (width + 8),

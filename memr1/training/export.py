@@ -9,6 +9,7 @@ from pathlib import Path
 
 from memr1.config import Config, load_config
 from memr1.errors import MemR1Error
+from memr1.storage import reading
 from memr1.training.checkpoints import TrainState, committed, load_state
 
 
@@ -47,7 +48,8 @@ def export_run(run_dir: Path, to: Path, *, merged: bool = False) -> list[Exporte
     written = []
     for role in _trained_roles(config, state):
         policies = PolicyModel.create(m.name, (role,), m.weights, m.lora, dtype=m.dtype, device=m.device)
-        policies.load(role, checkpoints[-1] / "policies" / role)
+        with reading(checkpoints[-1] / "policies") as folder:
+            policies.load(role, folder / role)
         whole = merged or m.weights == "full"
         (policies.export_merged if whole else policies.save)(role, partial / role)
         written.append(Exported(role, to / role, "model" if whole else "adapter", state.step))

@@ -1,6 +1,7 @@
 """One rank of a learner group as a program: `python -m tests.e2e.learner_worker '<json>'`, started by the tests.
 
-Keys: rank, world, port, zero, weights, budget, out (folder), save_after (steps before a save; 0 never), steps, restore.
+Keys: rank, world, port, zero, weights, objective, budget, out (folder), save_after (steps before a save; 0 never),
+steps, restore.
 Rank 0 writes `out`/weights.npz; every rank writes `out`/stats-<rank>.json with a list of one dict per step.
 """
 
@@ -32,7 +33,12 @@ def save_role(learner: DeepSpeedLearner, folder: Path) -> None:
 def main() -> None:
     spec = json.loads(sys.argv[1])
     out, world = Path(spec["out"]), spec["world"]
-    config = make_config(zero_stage=spec["zero"], kl_coef=0.5, weights=spec["weights"])
+    config = make_config(
+        zero_stage=spec["zero"],
+        kl_coef=0.5,
+        weights=spec["weights"],
+        algo={"kl_in": "reward" if spec["objective"] == "ppo" else "loss"},
+    )
     restore = Path(spec["restore"]) if spec["restore"] else None
     learner = DeepSpeedLearner(
         config,
@@ -47,7 +53,7 @@ def main() -> None:
     stats = []
     for step in range(first, spec["steps"]):
         plan = make_plan(step, num_ranks=world, budget=spec["budget"])
-        stats.append(learner.update(plan.ranks[spec["rank"]], make_settings(plan)))
+        stats.append(learner.update(plan.ranks[spec["rank"]], make_settings(plan, spec["objective"])))
         if step + 1 == spec["save_after"]:
             learner.save(str(out / "learner"))
             save_role(learner, out / "policies")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memr1.training.metrics import ONE_FOR_ALL_RANKS
 from tests.unit.learner_cases import make_plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -36,15 +37,23 @@ class Result:
     folder: Path
 
 
-def run_group(folder: Path, *, world: int, zero: int, weights: str = "lora", restore: Path | None = None) -> Result:
+def run_group(
+    folder: Path,
+    *,
+    world: int,
+    zero: int,
+    weights: str = "lora",
+    objective: str = "grpo",
+    restore: Path | None = None,
+) -> Result:
     """Start `world` processes, wait for all, and fail with the output of the first that failed."""
     folder.mkdir()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     spec: dict[str, Any] = {
-        "world": world, "zero": zero, "weights": weights, "port": port, "out": str(folder), "steps": STEPS,
-        "save_after": SAVE_AFTER, "restore": str(restore) if restore else None, "budget": BUDGET,
+        "world": world, "zero": zero, "weights": weights, "objective": objective, "port": port, "out": str(folder),
+        "steps": STEPS, "save_after": SAVE_AFTER, "restore": str(restore) if restore else None, "budget": BUDGET,
     }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     logs = [folder / f"log-{rank}.txt" for rank in range(world)]
@@ -64,7 +73,7 @@ def run_group(folder: Path, *, world: int, zero: int, weights: str = "lora", res
     stats = []
     for ranks in zip(*by_rank, strict=True):
         names = {n for r in ranks for n in r}
-        reduce: dict[str, Any] = {n: max if n == "grad_norm" or n.startswith("max_") else sum for n in names}
+        reduce: dict[str, Any] = {n: max if n in ONE_FOR_ALL_RANKS or n.startswith("max_") else sum for n in names}
         stats.append({n: reduce[n](r.get(n, 0.0) for r in ranks) for n in names})
     with np.load(folder / "weights.npz") as loaded:
         return Result(dict(loaded), stats, folder)
@@ -77,9 +86,12 @@ def far(a: Result, b: Result) -> float:
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> dict[str, Result]:
-    """Groups of one at ZeRO 0, by the kind of weights."""
+    """Groups of one at ZeRO 0, by the kind of weights and the objective."""
     folder = tmp_path_factory.mktemp("one-rank")
-    return {w: run_group(folder / w, world=1, zero=0, weights=w) for w in ("lora", "full")}
+    return {
+        f"{w} {o}": run_group(folder / f"{w}-{o}", world=1, zero=0, weights=w, objective=o)
+        for w, o in (("lora", "grpo"), ("full", "grpo"), ("lora", "ppo"))
+    }
 
 
 def test_a_rank_runs_out_of_work_in_these_tests() -> None:
@@ -87,25 +99,33 @@ def test_a_rank_runs_out_of_work_in_these_tests() -> None:
     assert work == [[6, 11, 11], [4, 1, 0]]
 
 
-@pytest.mark.parametrize(("zero", "weights"), [(0, "lora"), (2, "lora"), (3, "lora"), (0, "full")])
+@pytest.mark.parametrize(
+    ("zero", "weights", "objective"),
+    [
+        *((zero, "lora", "grpo") for zero in (0, 1, 2, 3)),
+        *((zero, "full", "grpo") for zero in (0, 3)),
+        *((zero, "lora", "ppo") for zero in (0, 2, 3)),
+    ],
+)
 def test_two_ranks_at_every_zero_stage_equal_one_rank_and_resume_bit_for_bit(
-    zero: int, weights: str, one_rank: dict[str, Result], tmp_path: Path
+    zero: int, weights: str, objective: str, one_rank: dict[str, Result], tmp_path: Path
 ) -> None:
-    alone = one_rank[weights]
-    both = run_group(tmp_path / "both", world=2, zero=zero, weights=weights)
+    alone = one_rank[f"{weights} {objective}"]
+    kind: dict[str, Any] = {"world": 2, "zero": zero, "weights": weights, "objective": objective}
+    both = run_group(tmp_path / "both", **kind)
     assert far(alone, both) < 1e-6
     assert len(both.stats) == STEPS
     for a, b in zip(alone.stats, both.stats, strict=True):
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
         assert b["tokens"] > 0
-    assert both.stats[2]["reference_kl"] > 0
-    resumed = run_group(tmp_path / "resumed", world=2, zero=zero, weights=weights, restore=both.folder)
+    assert abs(both.stats[2]["reference_kl"]) > 0
+    resumed = run_group(tmp_path / "resumed", **kind, restore=both.folder)
     assert far(resumed, both) == 0.0
     assert resumed.stats == both.stats[SAVE_AFTER:]
 
 
 def test_one_rank_resumes_bit_for_bit_in_a_new_process(one_rank: dict[str, Result], tmp_path: Path) -> None:
-    whole = one_rank["lora"]
+    whole = one_rank["lora grpo"]
     resumed = run_group(tmp_path / "resumed", world=1, zero=0, restore=whole.folder)
     assert far(resumed, whole) == 0.0
     assert resumed.stats == whole.stats[SAVE_AFTER:]

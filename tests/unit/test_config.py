@@ -116,6 +116,7 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("stages=[{learning_rate: 0}]", "stages.0.learning_rate: must be above 0"),
         ("stages=[{objective: ppo, steps: 2}]", "algo.critic.warmup_steps: is 2 and stages.0.steps is 2: the policy"),
         ("stages=[{objective: reinforce, epochs: 2}]", "stages.0.epochs: must be 1 with reinforce, is 2"),
+        ("learner.offload_optimizer=true", "learner.offload_optimizer: needs learner.zero_stage of at least 1"),
         ("algo.critic.backbone=mine", "algo.critic.backbone: 'mine' is not one of ('own', 'policy')"),
         ("algo.critic.gae_lambda=1.5", "algo.critic.gae_lambda: must be in [0, 1], is 1.5"),
         ("algo.critic.learning_rate=0", "algo.critic.learning_rate: must be above 0"),
@@ -133,6 +134,15 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
 def test_values_out_of_range_name_the_field_and_the_remedy(tmp_path: Path, override: str, said: str) -> None:
     path = written(tmp_path, "seed: 1\n")
     assert message(path, override).startswith(f"{path}: {said}")
+
+
+def test_more_learners_than_sequences_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "learner: {num_learners: 4}\nrollout: {prompts_per_step: 2, group_size: 2}\n")
+    assert load_config(path, ["stages=[{objective: grpo}]"]).learner.num_learners == 4
+    said = message(path, "stages=[{objective: sft, examples_per_step: 3}]")
+    assert said.startswith(f"{path}: learner.num_learners: is 4, and a step of stages.0 has 3 sequences")
+    said = message(path, "stages=[{objective: reinforce, group_size: 1}]")
+    assert "a step of stages.0 has 2 sequences: some learners would never have any" in said
 
 
 @pytest.mark.parametrize("override", ["seed", "=3", "name=[", "seed.x=1", "stages.5.steps=1", "name={a: [}", ".=1"])

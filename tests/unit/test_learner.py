@@ -5,6 +5,7 @@ Several ranks, ZeRO over them, and resuming in a new process are in tests/e2e/te
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -237,11 +238,13 @@ def test_one_denominator_for_all_micro_batches(make_group: MakeGroup) -> None:
             assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2, 3])
-def test_zero_stages_give_the_updates_of_stage_0(make_group: MakeGroup, zero_stage: int) -> None:
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
+def test_zero_stages_give_the_updates_of_stage_0_with_the_optimizer_offloaded_or_not(
+    make_group: MakeGroup, zero_stage: int, offload: bool
+) -> None:
     kl_coef = 0.5
     plain = make_group(zero_stage=0, kl_coef=kl_coef)
-    sharded = make_group(zero_stage=zero_stage, kl_coef=kl_coef)
+    sharded = make_group(zero_stage=zero_stage, kl_coef=kl_coef, offload_optimizer=offload)
     a, b = train(plain, 2), train(sharded, 2)
     assert far(plain.weights(), sharded.weights()) < 1e-6
     for x, y in zip(a, b, strict=True):
@@ -392,3 +395,51 @@ def test_a_recurrent_model_trains_without_shared_prompts_and_says_so(
 def test_an_attention_model_shares_prompts_unless_told_not_to(make_group: MakeGroup) -> None:
     assert make_group().supports_shared_prefixes()
     assert not make_group(share_prefixes=False).supports_shared_prefixes()
+
+
+# -- steps that are refused -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("zero_stage", "objective"), [(0, "grpo"), (2, "grpo"), (3, "grpo"), (0, "ppo")])
+def test_a_loss_that_is_no_number_is_refused_with_its_rows_and_moves_nothing(
+    make_group: MakeGroup, tmp_path: Path, zero_stage: int, objective: str
+) -> None:
+    config = replace(make_config(zero_stage=zero_stage), output=str(tmp_path), name="run")
+    group = make_group(config)
+    start, work = group.weights(), make_plan()
+    assert len(work.ranks[0]) == 2
+    bad = work.ranks[0][1]
+    spoilt = np.full_like(bad.advantages, np.inf)
+    batch = replace(bad, advantages=spoilt, rewards=spoilt)
+    plan = replace(work, ranks=((work.ranks[0][0], batch),))
+    who = "the critic" if objective == "ppo" else "the answerer"
+    with pytest.raises(
+        MemR1Error, match=f"{who}: loss or gradient is NaN or infinite, so the step was refused"
+    ) as said:
+        group.update(plan, make_settings(work, objective))
+    rows = json.loads((tmp_path / "run/refused/rank-0.json").read_text())
+    assert str(tmp_path / "run/refused/rank-0.json") in str(said.value)
+    assert [r["targets"] for r in rows] == [bad.targets.tolist()]
+    assert rows[-1]["input_ids"] == bad.input_ids.tolist()
+    assert far(group.weights(), start) == 0.0
+
+
+def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(make_group: MakeGroup, tmp_path: Path) -> None:
+    group = make_group(replace(make_config(), output=str(tmp_path), name="run"))
+    start, work = group.weights(), make_plan()
+
+    class Overflow(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Any) -> Any:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient * float("inf")
+
+    forward = group.learner.scorer.forward
+    group.learner.scorer.forward = lambda *a, **k: (Overflow.apply((out := forward(*a, **k))[0]), out[1])
+    with pytest.raises(MemR1Error, match="the answerer: loss or gradient is NaN or infinite"):
+        group.update(work, make_settings(work))
+    assert far(group.weights(), start) == 0.0
+    assert len(json.loads((tmp_path / "run/refused/rank-0.json").read_text())) == 2
