@@ -85,6 +85,11 @@ class Engine:
         """The module that was handed in."""
         return self._engine.module
 
+    @property
+    def optimizer(self) -> Any:
+        """DeepSpeed's optimizer, with its groups and states."""
+        return self._engine.optimizer
+
     def __call__(self, **inputs: Any) -> Any:
         """Forward."""
         return self._engine(**inputs)
@@ -105,7 +110,7 @@ class Engine:
 
     def step(self, learning_rate: float) -> float:
         """One optimizer step over what `backward` has added up; the global norm of the gradient before clipping."""
-        for group in self._engine.optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()
         norm = self._engine.get_global_grad_norm()

@@ -355,8 +355,13 @@ def test_bad_names_modes_and_settings_are_refused():
         create("qlora")
     with pytest.raises(MemR1Error, match=r"rank >= 1"):
         LoraSettings(rank=0)
-    with pytest.raises(MemR1Error, match=r"lora\.target_modules=\('c_attn',\) does not fit tiny-random"):
-        PolicyModel.create("tiny-random", ROLES, "lora", LoraSettings(target_modules=("c_attn",)), device="cpu")
+    with pytest.raises(
+        MemR1Error, match=r"lora\.target_modules: c_attn match nothing in tiny-random; its .* q_proj, up_"
+    ):
+        lora = LoraSettings(target_modules=("q_proj", "c_attn"))  # peft would be content with the first
+        PolicyModel.create("tiny-random", ROLES, "lora", lora, device="cpu")
+    with pytest.raises(MemR1Error, match=r"lora\.target_modules='.*c_attn' does not fit tiny-random"):
+        PolicyModel.create("tiny-random", ROLES, "lora", LoraSettings(target_modules=".*c_attn"), device="cpu")
     policies = create("lora")
     with pytest.raises(MemR1Error, match="'judge' is not a policy of this model; there are base, manager, answerer"):
         logits(policies, "judge")

@@ -16,13 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from memr1.config import Config, CriticConfig
+from memr1.config import Config, CriticConfig, StageConfig
 from memr1.errors import MemR1Error
 from memr1.learner.critic import CRITIC
 from memr1.learner.deepspeed_learner import REFERENCE
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence
 from memr1.models.adapters import PolicyModel
+from memr1.models.architectures import describe
+from memr1.training.estimate import learner_bytes
 from tests.unit.learner_cases import ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import plain_logprobs
 
@@ -299,3 +301,15 @@ def test_recomputed_activations_are_those_of_the_adapter_that_learns(make_group:
     a, b = train(kept, 2), train(recomputed, 2)
     assert far(kept.weights(), recomputed.weights()) < 2e-5
     assert [s["critic_grad_norm"] for s in a] == pytest.approx([s["critic_grad_norm"] for s in b], rel=1e-3)
+
+
+def test_a_critic_takes_the_bytes_that_a_dry_run_tells(make_group: MakeGroup) -> None:
+    config = replace(ppo_config(), stages=(StageConfig(objective="ppo"),))
+    group = make_group(config)
+    train(group, 1, epochs=1)
+    adapter = sum(p.numel() * 4 for p in group.learner.policies.trainable_parameters(CRITIC).values())
+    states = group.learner.critic.engine.optimizer.state.values()
+    moments = sum(t.numel() * 4 for state in states for t in state.values() if t.numel() > 1)
+    head = 2 * 64 * 4  # of its weight; the bias is a single number
+    told = learner_bytes(describe("tiny-random", config.model.lora), config, width=4)
+    assert told["critic"] == 2 * adapter + moments - head
