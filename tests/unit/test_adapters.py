@@ -355,9 +355,7 @@ def test_bad_names_modes_and_settings_are_refused():
         create("qlora")
     with pytest.raises(MemR1Error, match=r"rank >= 1"):
         LoraSettings(rank=0)
-    with pytest.raises(
-        MemR1Error, match=r"lora\.target_modules: c_attn match nothing in tiny-random; its .* q_proj"
-    ):
+    with pytest.raises(MemR1Error, match=r"lora\.target_modules: c_attn match nothing in tiny-random; its .* q_proj"):
         lora = LoraSettings(target_modules=("q_proj", "c_attn"))  # peft would be content with the first
         PolicyModel.create("tiny-random", ROLES, "lora", lora, device="cpu")
     with pytest.raises(MemR1Error, match=r"lora\.target_modules='.*c_attn' does not fit tiny-random"):
