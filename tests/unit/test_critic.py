@@ -196,12 +196,12 @@ def test_ppo_equals_plain_loops_over_unpacked_sequences(
 ) -> None:
     config = ppo_config(weights=weights, backbone=backbone, kl_in=kl_in, kl_coef=kl_coef)
     group = make_group(config)
-    start = group.weights()
+    start = group.learner.weights()
     assert len(make_plan().ranks[0]) > 1
     stats = train(group, 3)
     expected, head, found = plain_ppo(config, 3)
-    assert far(group.weights(), start) > LR
-    assert far(group.weights(), expected) < 2e-5
+    assert far(group.learner.weights(), start) > LR
+    assert far(group.learner.weights(), expected) < 2e-5
     assert float((head_of(group) - head).abs().max()) < 2e-5
     assert float(head.abs().max()) > CRITIC_LR
     for ours, theirs in zip(stats, found, strict=True):
@@ -218,7 +218,7 @@ def test_values_and_the_update_do_not_depend_on_packing(make_group: MakeGroup) -
     for budget, share in ((1, False), (48, True)):
         group = make_group(ppo_config())
         stats = train(group, 2, budget=budget, share=share)
-        found.append((group.weights(), head_of(group), [s["value_loss"] for s in stats]))
+        found.append((group.learner.weights(), head_of(group), [s["value_loss"] for s in stats]))
     for weights, head, losses in found[1:]:
         assert far(weights, found[0][0]) < 2e-5
         assert float((head - found[0][1]).abs().max()) < 2e-5
@@ -228,16 +228,16 @@ def test_values_and_the_update_do_not_depend_on_packing(make_group: MakeGroup) -
 def test_in_the_warm_up_the_critic_learns_and_the_policy_rests(make_group: MakeGroup) -> None:
     config = ppo_config()
     group = make_group(config)
-    start = group.weights()
+    start = group.learner.weights()
     stats = train(group, 2, warmup=2)
-    assert far(group.weights(), start) == 0.0
+    assert far(group.learner.weights(), start) == 0.0
     assert [s["grad_norm"] for s in stats] == [0.0, 0.0]
     assert all(s["tokens"] == make_plan(i).trained_tokens for i, s in enumerate(stats))
     assert stats[1]["explained_variance"] != stats[0]["explained_variance"]
     assert float(head_of(group).abs().max()) > CRITIC_LR
     train(group, 3, first=2)
     expected, head, _ = plain_ppo(config, 3, warmup=2)
-    assert far(group.weights(), expected) < 2e-5, "the first step after it is a first step of Adam"
+    assert far(group.learner.weights(), expected) < 2e-5, "the first step after it is a first step of Adam"
     assert float((head_of(group) - head).abs().max()) < 2e-5
 
 
@@ -251,7 +251,7 @@ def test_zero_stages_give_the_updates_of_stage_0(
     options: dict[str, Any] = {"weights": weights, "backbone": backbone, "kl_coef": 0.3, "kl_in": "reward"}
     plain, sharded = make_group(ppo_config(**options)), make_group(ppo_config(zero_stage=zero_stage, **options))
     a, b = train(plain, 2, warmup=1), train(sharded, 2, warmup=1)
-    assert far(plain.weights(), sharded.weights()) < 2e-5
+    assert far(plain.learner.weights(), sharded.learner.weights()) < 2e-5
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
 
@@ -264,7 +264,7 @@ def test_the_critic_has_its_adapter_and_the_policy_s_is_the_active_one(make_grou
     role, critic = policies.trainable_parameters(ROLE), policies.trainable_parameters(CRITIC)
     assert all(p.requires_grad for p in role.values()) and not any(p.requires_grad for p in critic.values())
     assert far(*({n: p.detach().numpy() for n, p in weights.items()} for weights in (role, critic))) > LR / 2
-    assert set(group.weights()) == set(role), "the runners get the policy alone"
+    assert set(group.learner.weights()) == set(role), "the runners get the policy alone"
 
 
 @pytest.mark.parametrize(("backbone", "zero_stage"), [("own", 0), ("own", 3), ("policy", 2)])
@@ -281,7 +281,7 @@ def test_a_restored_group_goes_on_bit_for_bit_with_its_critic(
     resumed = LocalLearnerGroup(config, ROLE, str(tmp_path / "policies"))
     resumed.restore(str(tmp_path / "learner"))
     assert train(resumed, 2, first=1) == expected
-    assert far(resumed.weights(), group.weights()) == 0.0
+    assert far(resumed.learner.weights(), group.learner.weights()) == 0.0
     assert torch.equal(head_of(resumed), head_of(group))
     resumed.close()
 
@@ -299,7 +299,7 @@ def test_a_critic_s_missing_files_are_named(make_group: MakeGroup, tmp_path: Pat
 def test_recomputed_activations_are_those_of_the_adapter_that_learns(make_group: MakeGroup) -> None:
     kept, recomputed = (make_group(ppo_config(gradient_checkpointing=on)) for on in (False, True))
     a, b = train(kept, 2), train(recomputed, 2)
-    assert far(kept.weights(), recomputed.weights()) < 2e-5
+    assert far(kept.learner.weights(), recomputed.learner.weights()) < 2e-5
     assert [s["critic_grad_norm"] for s in a] == pytest.approx([s["critic_grad_norm"] for s in b], rel=1e-3)
 
 

@@ -147,12 +147,12 @@ def test_updates_equal_plain_adamw_on_the_unpacked_loss(
 ) -> None:
     config = make_config(weights=weights, kl_coef=kl_coef)
     group = make_group(config)
-    start = group.weights()
+    start = group.learner.weights()
     assert len(make_plan().ranks[0]) > 1
     stats = train(group, 3, objective, t)
     expected, losses, norms = plain_training(config, 3, objective, t, kl=kl_coef > 0)
-    assert far(group.weights(), expected) < 1e-6
-    assert far(group.weights(), start) > LEARNING_RATE
+    assert far(group.learner.weights(), expected) < 1e-6
+    assert far(group.learner.weights(), start) > LEARNING_RATE
     assert [s["loss"] for s in stats] == pytest.approx(losses, rel=1e-4, abs=1e-6)
     assert [s["grad_norm"] for s in stats] == pytest.approx(norms, rel=1e-4)
     assert [s["tokens"] for s in stats] == [make_plan(i).trained_tokens for i in range(3)]
@@ -165,7 +165,7 @@ def test_several_passes_over_a_batch_equal_plain_adamw_on_the_clipped_ratio(make
     for step in range(2):
         work = make_plan(step)
         found += group.update(work, replace(make_settings(work, lr=lr), epochs=3))
-    assert far(group.weights(), expected) < 1e-4
+    assert far(group.learner.weights(), expected) < 1e-4
     assert [m["loss"] for m in found] == pytest.approx(losses, rel=1e-4)
     assert [m["grad_norm"] for m in found] == pytest.approx(norms, rel=1e-3)
     assert all(m["clip_fraction"] > 0 and m["approx_kl"] > 0 for m in found)  # of the last pass
@@ -185,7 +185,7 @@ def test_gspo_in_the_learner_does_not_depend_on_packing(make_group: MakeGroup) -
             (stats,) = group.update(work, replace(make_settings(work, lr=1e-3), epochs=3))
             clipped += stats["clip_fraction"]
         assert clipped > 0, "later passes leave the clip"
-        found.append(group.weights())
+        found.append(group.learner.weights())
     assert far(*found) < 1e-6
 
 
@@ -220,7 +220,7 @@ def test_the_gradient_is_clipped_to_the_global_norm_and_the_norm_before_is_told(
     free, _, _ = plain_training(config, 3, max_norm=1e9)
     assert min(norms) > 1e-2
     assert [s["grad_norm"] for s in stats] == pytest.approx(norms, rel=1e-4)
-    assert far(group.weights(), clipped) < 1e-6
+    assert far(group.learner.weights(), clipped) < 1e-6
     assert far(clipped, free) > 5e-6
 
 
@@ -230,7 +230,7 @@ def test_one_denominator_for_all_micro_batches(make_group: MakeGroup) -> None:
     for name, budget in budgets.items():
         group = make_group()
         stats = train(group, 2, budget=budget, share=budget != 10**6)
-        found[name] = (group.weights(), stats)
+        found[name] = (group.learner.weights(), stats)
     assert [len(make_plan(budget=b).ranks[0]) for b in budgets.values()] == [9, 2, 1]
     for weights, stats in found.values():
         assert far(weights, found["one"][0]) < 1e-6
@@ -246,7 +246,7 @@ def test_zero_stages_give_the_updates_of_stage_0_with_the_optimizer_offloaded_or
     plain = make_group(zero_stage=0, kl_coef=kl_coef)
     sharded = make_group(zero_stage=zero_stage, kl_coef=kl_coef, offload_optimizer=offload)
     a, b = train(plain, 2), train(sharded, 2)
-    assert far(plain.weights(), sharded.weights()) < 1e-6
+    assert far(plain.learner.weights(), sharded.learner.weights()) < 1e-6
     for x, y in zip(a, b, strict=True):
         assert x == pytest.approx(y, rel=1e-4, abs=1e-5)
 
@@ -264,7 +264,7 @@ def test_gradient_checkpointing_changes_no_update(make_group: MakeGroup, weights
     assert layers
     a, b = train(kept, 2), train(recomputed, 2)
     assert [s["grad_norm"] for s in a] == pytest.approx([s["grad_norm"] for s in b], rel=1e-5)
-    assert far(kept.weights(), recomputed.weights()) < 1e-6
+    assert far(kept.learner.weights(), recomputed.learner.weights()) < 1e-6
 
 
 def test_first_step_has_ratio_one_and_tells_the_mismatch_with_the_rollout(make_group: MakeGroup) -> None:
@@ -283,11 +283,11 @@ def test_first_step_has_ratio_one_and_tells_the_mismatch_with_the_rollout(make_g
 
 def test_learning_rate_is_the_one_of_the_step(make_group: MakeGroup) -> None:
     group = make_group()
-    start, work = group.weights(), make_plan()
+    start, work = group.learner.weights(), make_plan()
     group.update(work, make_settings(work, lr=0.0))
-    assert far(group.weights(), start) == 0.0
+    assert far(group.learner.weights(), start) == 0.0
     group.update(work, make_settings(work, lr=1e-3))
-    assert far(group.weights(), start) == pytest.approx(1e-3, rel=0.1)
+    assert far(group.learner.weights(), start) == pytest.approx(1e-3, rel=0.1)
 
 
 def test_bf16_base_trains_fp32_adapters(make_group: MakeGroup) -> None:
@@ -295,26 +295,28 @@ def test_bf16_base_trains_fp32_adapters(make_group: MakeGroup) -> None:
     trainable = list(group.learner.policies.trainable_parameters(ROLE).values())
     assert {p.dtype for p in trainable} == {torch.float32}
     assert group.learner.scorer.causal_lm.get_output_embeddings().weight.dtype == torch.bfloat16
-    start = group.weights()
+    start = group.learner.weights()
     stats = train(group, 1)
     exact, losses, norms = plain_training(make_config(), 1)
     assert stats[0]["loss"] == pytest.approx(losses[0], abs=0.05)
     assert stats[0]["grad_norm"] == pytest.approx(norms[0], rel=0.1)
-    assert far(group.weights(), start) == pytest.approx(LEARNING_RATE, rel=0.01)
+    assert far(group.learner.weights(), start) == pytest.approx(LEARNING_RATE, rel=0.01)
     # Adam's first step is the sign of the gradient: nearly all signs agree with those of fp32
     names = [n for n in start if "lora_B" in n]
-    agree = np.concatenate([((group.weights()[n] - start[n]) * (exact[n] - start[n]) > 0).ravel() for n in names])
+    agree = np.concatenate(
+        [((group.learner.weights()[n] - start[n]) * (exact[n] - start[n]) > 0).ravel() for n in names]
+    )
     assert agree.mean() > 0.9
 
 
 def test_full_weights_in_bf16_add_small_steps_up_in_a_fp32_master(make_group: MakeGroup) -> None:
     group = make_group(weights="full", dtype="bfloat16")
-    start, work = group.weights(), make_plan()
+    start, work = group.learner.weights(), make_plan()
     for _ in range(20):
         group.update(work, make_settings(work, lr=1e-5))
     # bf16 numbers from 0.01 to 0.05 lie at least 6e-5 apart, so one step of 1e-5 rounds away; the sum of 20 does not
     names = [n for n in start if "proj" in n]
-    old, new = (np.concatenate([w[n].ravel() for n in names]) for w in (start, group.weights()))
+    old, new = (np.concatenate([w[n].ravel() for n in names]) for w in (start, group.learner.weights()))
     large = (np.abs(old) > 0.01) & (np.abs(old) < 0.05)
     assert large.sum() > 1000
     assert (old != new)[large].mean() > 0.8
@@ -363,7 +365,7 @@ def test_a_restored_group_goes_on_bit_for_bit_and_keeps_its_reference(make_group
     resumed.restore(str(tmp_path / "learner"))
     assert resumed.update(work, make_settings(work)) == expected
     assert expected[0]["reference_kl"] > 0
-    assert far(resumed.weights(), group.weights()) == 0.0
+    assert far(resumed.learner.weights(), group.learner.weights()) == 0.0
     resumed.close()
 
 
@@ -383,13 +385,13 @@ def test_a_recurrent_model_trains_without_shared_prompts_and_says_so(
     assert not group.supports_shared_prefixes()
     assert "shared prompts are computed once per completion" in caplog.text
     sequences = [TrainSequence((5, 6, 7), (8 + i, 9), (True, True), 1.0 - 2 * i, (-4.0, -4.0)) for i in range(2)]
-    start = group.weights()
+    start = group.learner.weights()
     work = plan_microbatches(
         sequences, num_ranks=1, max_tokens_per_microbatch=64, pad_id=0, share_prefixes=group.supports_shared_prefixes()
     )
     (stats,) = group.update(work, make_settings(work))
     assert stats["tokens"] == 4
-    assert far(group.weights(), start) == pytest.approx(LEARNING_RATE, rel=0.1)
+    assert far(group.learner.weights(), start) == pytest.approx(LEARNING_RATE, rel=0.1)
 
 
 def test_an_attention_model_shares_prompts_unless_told_not_to(make_group: MakeGroup) -> None:
@@ -406,7 +408,7 @@ def test_a_loss_that_is_no_number_is_refused_with_its_rows_and_moves_nothing(
 ) -> None:
     config = replace(make_config(zero_stage=zero_stage), output=str(tmp_path), name="run")
     group = make_group(config)
-    start, work = group.weights(), make_plan()
+    start, work = group.learner.weights(), make_plan()
     assert len(work.ranks[0]) == 2
     bad = work.ranks[0][1]
     spoilt = np.full_like(bad.advantages, np.inf)
@@ -421,12 +423,12 @@ def test_a_loss_that_is_no_number_is_refused_with_its_rows_and_moves_nothing(
     assert str(tmp_path / "run/refused/rank-0.json") in str(said.value)
     assert [r["targets"] for r in rows] == [bad.targets.tolist()]
     assert rows[-1]["input_ids"] == bad.input_ids.tolist()
-    assert far(group.weights(), start) == 0.0
+    assert far(group.learner.weights(), start) == 0.0
 
 
 def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(make_group: MakeGroup, tmp_path: Path) -> None:
     group = make_group(replace(make_config(), output=str(tmp_path), name="run"))
-    start, work = group.weights(), make_plan()
+    start, work = group.learner.weights(), make_plan()
 
     class Overflow(torch.autograd.Function):
         @staticmethod
@@ -441,5 +443,5 @@ def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(make_gro
     group.learner.scorer.forward = lambda *a, **k: (Overflow.apply((out := forward(*a, **k))[0]), out[1])
     with pytest.raises(MemR1Error, match="the answerer: loss or gradient is NaN or infinite"):
         group.update(work, make_settings(work))
-    assert far(group.weights(), start) == 0.0
+    assert far(group.learner.weights(), start) == 0.0
     assert len(json.loads((tmp_path / "run/refused/rank-0.json").read_text())) == 2
