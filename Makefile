@@ -33,7 +33,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench gpu-check eval-locomo clean distclean serve
+.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench bench-trl \
+	gpu-check eval-locomo serve clean distclean
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [VARIABLE=value]'
@@ -126,7 +127,13 @@ types: $(STAMP) ## Check types: mypy on memr1
 	@$(BIN)/mypy
 
 bench: model ## Run every benchmark in benchmarks (ARGS is passed to each)
-	@for b in benchmarks/*.py; do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
+	@for b in $(filter-out benchmarks/trl_step.py,$(wildcard benchmarks/*.py)); do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
+
+TRL := build/trl
+bench-trl: model ## Run the benchmark of a GRPO step beside TRL's trainer (ARGS='--group-size 8 --max-new-tokens 16')
+	@[ -d $(TRL) ] || $(BIN)/python -m pip install $(PIP_FLAGS) -qq --no-deps --target $(TRL) \
+		trl==1.16.0 datasets==5.2.0 dill==0.4.1 xxhash==4.1.0 multiprocess==0.70.19
+	@PYTHONPATH=$(TRL) $(BIN)/python benchmarks/trl_step.py $(ARGS)
 
 gpu-check: model ## Run the tests marked gpu and the benchmark of a GRPO step (needs a GPU)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \

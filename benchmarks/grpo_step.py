@@ -6,6 +6,8 @@ Rows are JSON lines {"prompt": chat-template text, "answer": gold}. Without --ro
 over full memory banks. The reference, measured in the same run, is the same step without shared prefixes: all samples
 in one batch of `generate` of transformers over the same weights, every sequence of the update in a row of its own.
 Its prefill is a `generate` of one token, its decoding the rest. Rewards are set matches of the answer.
+Floating-point operations are counted by torch in a step that is not timed; the peak is that of a large matrix product
+in the same run. `benchmarks/trl_step.py` runs the same rows through TRL.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import resource
 import statistics
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from memr1.config import AlgoConfig, Config, LearnerConfig, ModelConfig, load_config
+from memr1.config import AlgoConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, load_config
 from memr1.errors import MemR1Error
 
 
@@ -41,17 +44,21 @@ def read_rows(path: Path, limit: int) -> list[dict[str, str]]:
     return rows[:limit]
 
 
-def factworld_rows(limit: int, tokenizer: Any) -> list[dict[str, str]]:
-    """Questions over everything said in a world, as the answerer is asked them."""
+def factworld_rows(limit: int, tokenizer: Any, prompt_tokens: int) -> list[dict[str, str]]:
+    """Questions over what was said in several worlds, as the answerer is asked them, in about that many tokens."""
     from memr1.agents.roles import make_agents
     from memr1.data.factworld import FactWorldConfig, generate_dialogues
     from memr1.envs.ingesting import turn_entries
 
-    agents = make_agents(Config(), tokenizer)
+    agents = make_agents(Config(rollout=RolloutConfig(max_prompt_tokens=prompt_tokens)), tokenizer)
+    # a world has some 800 tokens; what does not fit is cut from the end
+    each = 1 + prompt_tokens // 600
+    dialogues = generate_dialogues(FactWorldConfig(num_worlds=limit * each))
     rows = []
-    for dialogue in generate_dialogues(FactWorldConfig(num_worlds=limit)):
-        question = dialogue.questions[0]
-        prompt = agents.answerer.prompt(question.text, turn_entries(dialogue))
+    for n in range(limit):
+        told = dialogues[n * each : (n + 1) * each]
+        question = told[0].questions[0]
+        prompt = agents.answerer.prompt(question.text, [e for d in told for e in turn_entries(d)])
         rows.append({"prompt": prompt.text, "answer": question.answer or ""})
     return rows
 
@@ -61,6 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, help='JSON lines {"prompt", "answer"}; default: FactWorld prompts')
     parser.add_argument("--prompts", type=int, default=4, help="rows used in a step")
+    parser.add_argument("--prompt-tokens", type=int, default=480, help="about how long FactWorld prompts are")
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-new-tokens", type=int, default=16)
     parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that warms up")
@@ -86,7 +94,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from memr1.training.runlog import machine_info
 
     tokenizer = load_tokenizer(args.model)
-    rows = read_rows(args.rows, args.prompts) if args.rows else factworld_rows(args.prompts, tokenizer)
+    rows = (
+        read_rows(args.rows, args.prompts) if args.rows else factworld_rows(args.prompts, tokenizer, args.prompt_tokens)
+    )
     prompts = [tuple(tokenizer(r["prompt"], add_special_tokens=False)["input_ids"]) for r in rows]
     base = load_config()
     config = Config(
@@ -108,11 +118,46 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "model": args.model,
         },
         "shared": bench.measure(prompts, rows, shared=True),
+        "peak_memory_gib": round(peak_memory_gib(), 2),  # the reference comes after it
+        "matmul_gflops_per_s": round(matmul_peak(config.model.dtype) / 1e9, 1),
+        "gflops": {name: round(n / 1e9, 1) for name, n in bench.count_operations(prompts, rows).items()},
     }
+    for phase, gflops in out["gflops"].items():
+        seconds = out["shared"]["update_s"] if phase == "update" else sum(out["shared"][f"{p}_s"] for p in ROLLOUT)
+        out[f"{phase}_fraction_of_peak"] = round(gflops / seconds / out["matmul_gflops_per_s"], 3)
     if not args.no_reference:
         out["unshared"] = bench.measure(prompts, rows, shared=False)
         out["speedup"] = round(out["unshared"]["total_s"] / out["shared"]["total_s"], 2)
     return out
+
+
+ROLLOUT = ("prefill", "decode")
+
+
+def peak_memory_gib() -> float:
+    """The most that this process has held: on its GPU where there is one, otherwise resident."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+
+
+def matmul_peak(dtype: str, size: int = 4096, tries: int = 5) -> float:
+    """Operations per second of the best of some square matrix products, in the precision of the model."""
+    import torch
+
+    from memr1.models.registry import pick_device, pick_dtype
+
+    device = pick_device("auto")
+    a = torch.randn(size, size, device=device).to(pick_dtype(dtype, device))
+    best = 0.0
+    for _ in range(1 + tries):
+        start = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()  # waits for a GPU
+        best = max(best, 2 * size**3 / (time.perf_counter() - start))
+    return best
 
 
 Sampled = tuple[tuple[int, ...], tuple[float, ...]]
@@ -141,6 +186,29 @@ class Bench:
         """Median seconds by phase over the measured steps."""
         steps = [self.step(prompts, rows, shared, i) for i in range(1 + self.args.steps)][1:]
         return {name: round(statistics.median(s[name] for s in steps), 4) for name in steps[0]}
+
+    def count_operations(self, prompts: list[tuple[int, ...]], rows: list[dict[str, str]]) -> dict[str, int]:
+        """Floating-point operations of a step by phase, by torch's counter."""
+        from torch.utils.flop_counter import FlopCounterMode
+
+        counts: dict[str, int] = {}
+
+        def counted(name: str, call: Any) -> Any:
+            def run(*args: Any, **kwargs: Any) -> Any:
+                with FlopCounterMode(display=False) as counter:
+                    result = call(*args, **kwargs)
+                counts[name] = counter.get_total_flops()
+                return result
+
+            return run
+
+        generate, update = self.engine.generate, self.learners.update
+        self.engine.generate, self.learners.update = counted("rollout", generate), counted("update", update)  # type: ignore[method-assign]
+        try:
+            self.step(prompts, rows, True, 0)
+        finally:
+            self.engine.generate, self.learners.update = generate, update  # type: ignore[method-assign]
+        return counts
 
     def step(
         self, prompts: list[tuple[int, ...]], rows: list[dict[str, str]], shared: bool, index: int
@@ -262,6 +330,14 @@ def print_table(result: dict[str, Any]) -> None:
             f"{reference / seconds:.2f}x" if reference is not None and seconds else "",
         )
     Console().print(table)
+    shares = [
+        f"{phase} {result['gflops'][phase]:.0f} GFLOP, {100 * result[f'{phase}_fraction_of_peak']:.0f} %"
+        for phase in result["gflops"]
+    ]
+    Console().print(
+        f"of the peak of {result['matmul_gflops_per_s']:.0f} GFLOP/s: {'; '.join(shares)}. "
+        f"Most memory held: {result['peak_memory_gib']:.2f} GiB"
+    )
 
 
 if __name__ == "__main__":

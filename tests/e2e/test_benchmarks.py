@@ -32,6 +32,16 @@ def test_grpo_step_measures_both_ways_on_rows_of_a_file(tmp_path: Path) -> None:
     assert shared["decode_tokens"] <= 2 * 3 * 4
     assert {"prefill_s", "decode_s", "update_s", "sync_s"} <= shared.keys() & unshared.keys()
     assert result["machine"]
+    assert result["gflops"]["update"] > result["gflops"]["rollout"] > 0
+    assert 0 < result["update_fraction_of_peak"] < 1 and result["peak_memory_gib"] > 0.1
+
+
+def test_grpo_step_makes_prompts_of_the_length_it_is_asked_for() -> None:
+    options = ["--prompts", "2", "--prompt-tokens", "700", "--group-size", "2", "--max-new-tokens", "1", "--steps", "1"]
+    done = grpo_step(*options, "--no-reference")
+    assert done.returncode == 0, done.stderr
+    lengths = json.loads(done.stdout.splitlines()[-1])["workload"]["prompt_tokens"]
+    assert len(lengths) == 2 and all(600 < n <= 700 for n in lengths)
 
 
 def test_grpo_step_names_the_line_of_a_bad_row(tmp_path: Path) -> None:
