@@ -65,12 +65,16 @@ class Architecture:
     """Where its shape was taken from."""
     parameters: int
     """Weights, tied ones counted once."""
+    linear_parameters: int
+    """Weights of the linear layers that every token passes; the head, which only scored tokens pass, is not in it."""
     adapter_parameters: int
     """Weights of one LoRA adapter over it."""
     layers: int
     hidden: int
     inner: int
     """Width of the feed-forward layers."""
+    query_width: int
+    """Numbers of the queries of one token in one layer."""
     kv_width: int
     """Numbers that the key-value cache keeps for one token in one layer."""
     vocabulary: int
@@ -96,10 +100,12 @@ def describe(name: str, lora: LoraSettings | None = None) -> Architecture:
         name=name,
         source=source,
         parameters=sum(p.numel() for p in model.parameters()),  # a tied weight is one parameter
+        linear_parameters=sum(m.weight.numel() for m in _linear_layers(model).values()),
         adapter_parameters=_adapter_parameters(model, lora or LoraSettings(), name),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         inner=config.intermediate_size,
+        query_width=heads * head_width,
         kv_width=2 * (getattr(config, "num_key_value_heads", None) or heads) * head_width,
         vocabulary=config.vocab_size,
         window=config.max_position_embeddings,
@@ -123,12 +129,16 @@ def _config(name: str) -> tuple[Any, str]:
         ) from error
 
 
-def _adapter_parameters(model: nn.Module, lora: LoraSettings, name: str) -> int:
-    """rank x (inputs + outputs) of every linear module that gets an adapter (LoRA, arXiv 2106.09685, section 4.1)."""
+def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
     from torch import nn
 
     head = model.get_output_embeddings()  # type: ignore[operator]
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+
+
+def _adapter_parameters(model: nn.Module, lora: LoraSettings, name: str) -> int:
+    """rank x (inputs + outputs) of every linear module that gets an adapter (LoRA, arXiv 2106.09685, section 4.1)."""
+    linear = _linear_layers(model)
     wanted = lora.target_modules
     if wanted != "all-linear":
         names = (wanted,) if isinstance(wanted, str) else wanted

@@ -1,4 +1,4 @@
-"""What a run takes, before it is started: bytes on each device and tokens in each step. Pure arithmetic.
+"""What a run takes, before it is started: bytes on each device, tokens and operations in each step. Pure arithmetic.
 
 Weights, gradients and optimizer states are exact for what memr1 holds; activations and key-value caches are upper
 bounds for full batches. What libraries and the allocator take on top (1 to 3 GiB on a GPU) is not in it.
@@ -113,3 +113,32 @@ def step_tokens(
     read = prompts * prompt + plays * (decisions - 1) * prompt
     judged = plays * (rollout.questions_per_decision if questions is None else questions)
     return StepTokens(read + judged * answer_prompt, written + judged * rollout.answer_max_new_tokens, written)
+
+
+def forward_operations(arch: Architecture, tokens: int, pairs: int, scored: int, adapter: bool = False) -> int:
+    """Floating-point operations of a forward pass; a multiplication and an addition are two.
+
+    tokens: that pass the layers. pairs: of a query and a key that attention computes, over all rows. scored: tokens
+    with logits. adapter: whether an adapter is computed beside the weights (a merged one costs nothing).
+    Norms, activations and the softmax are not counted, as is usual (PaLM, arXiv 2204.02311, appendix B).
+    """
+    weights = arch.linear_parameters + (arch.adapter_parameters if adapter else 0)
+    attention = 4 * pairs * arch.query_width * arch.layers  # scores, and the sum of the values
+    return 2 * tokens * weights + attention + 2 * scored * arch.hidden * arch.vocabulary
+
+
+def update_operations(arch: Architecture, tokens: int, pairs: int, scored: int, lora: bool = True) -> int:
+    """Floating-point operations of a forward and a backward pass; arguments as in `forward_operations`.
+
+    The backward pass takes as much again for the gradient of the activations, and again for that of the weights, which
+    with LoRA are those of the adapter alone.
+    """
+    forward = forward_operations(arch, tokens, pairs, scored, adapter=lora)
+    weights = arch.adapter_parameters if lora else arch.linear_parameters
+    head = 0 if lora else 2 * scored * arch.hidden * arch.vocabulary
+    return 2 * forward + 2 * tokens * weights + head
+
+
+def packed_pairs(prompt: int, completions: int, completion: int) -> int:
+    """Pairs of one row of the update that holds a prompt and its completions: the whole square, masked or not."""
+    return (prompt + completions * completion) ** 2

@@ -1,0 +1,48 @@
+"""Operations of a pass by formula, against torch's own counter over the real modules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from memr1.models.adapters import LoraSettings, PolicyModel
+from memr1.models.architectures import describe
+from memr1.training.estimate import forward_operations, packed_pairs, update_operations
+
+LORA = LoraSettings(rank=4)
+ROWS, LENGTH, SCORED = 2, 96, 7
+
+
+@pytest.fixture(scope="module")
+def policies() -> PolicyModel:
+    return PolicyModel.create("tiny-random", ("manager",), "lora", LORA, device="cpu")
+
+
+def passed(policies: PolicyModel, policy: str) -> torch.Tensor:
+    """Logits of the last tokens of some rows, under a mask of the whole square as the update gives it."""
+    model = policies.module(policy)
+    ids = torch.arange(ROWS * LENGTH).reshape(ROWS, LENGTH) % 100
+    mask = torch.zeros(ROWS, 1, LENGTH, LENGTH).masked_fill(torch.ones(LENGTH, LENGTH).triu(1).bool(), -1e9)
+    return model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=SCORED).logits
+
+
+def test_a_forward_pass_takes_what_the_formula_says(policies: PolicyModel) -> None:
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        passed(policies, "base")
+    expected = forward_operations(describe("tiny-random", LORA), ROWS * LENGTH, ROWS * LENGTH**2, ROWS * SCORED)
+    assert counter.get_total_flops() == expected
+
+
+def test_an_update_of_an_adapter_takes_what_the_formula_says(policies: PolicyModel) -> None:
+    with FlopCounterMode(display=False) as counter:
+        passed(policies, "manager").sum().backward()
+    arch = describe("tiny-random", LORA)
+    expected = update_operations(arch, ROWS * LENGTH, ROWS * LENGTH**2, ROWS * SCORED)
+    counted = counter.get_total_flops()
+    # the first layer needs no gradient for what it reads, and attention is computed again in the backward pass
+    assert expected == pytest.approx(counted, rel=0.15)
+
+
+def test_a_packed_row_computes_the_square_of_all_its_tokens() -> None:
+    assert packed_pairs(10, 3, 4) == 22 * 22
