@@ -138,7 +138,7 @@ class RolloutConfig:
     """Prompt tokens generated from at a time, padding counted; bounds the memory of the key-value cache."""
     resample_rounds: int = 0
     """Extra rounds of tasks played when groups have no variance, to refill the batch (DAPO's dynamic sampling, arXiv
-    2503.14476, with a cap); 0 switches it off."""
+    2503.14476, with a cap), each of up to four times `prompts_per_step` tasks; 0 switches it off."""
     max_staleness: int = 0
     """Updates by which the weights that play may be behind those that learn. 0 plays, then updates. 1 plays the groups
     of the next step while the learner updates on this one's; `algo.importance_cap` corrects for the difference."""
@@ -242,11 +242,13 @@ class StageConfig:
     epochs: int = 1
     """Passes over the batch of a step, each one optimizer step (the mu of arXiv 2402.03300, algorithm 1). Above 1 the
     clipped ratio keeps the policy near the one that sampled; worth it where rollouts cost far more than updates."""
+    prompts_per_step: int = 0
+    """Distinct tasks in one step of an objective that plays; 0 takes `rollout.prompts_per_step`."""
     group_size: int = 0
     """Rollouts per task; 0 takes `rollout.group_size`. The manager's decisions are short, and equal ones are judged
     once, so that larger groups cost it little. 1 will do for `ppo` and `reinforce`."""
     examples_per_step: int = 8
-    """Demonstrations in one step of an `sft` stage; the others use `rollout.prompts_per_step`."""
+    """Demonstrations in one step of an `sft` stage; the others use `prompts_per_step`."""
     episode: str = "decision"
     """Of a manager: `decision` is one decision from a snapshot, `replay` goes through many turns, with one reward."""
     replay_turns: int = 0
@@ -382,6 +384,8 @@ class Config:
         return Path(self.data.cache) if self.data.cache else local_path(self.output) / ".cache"
 
 
+MAX_REFILL = 4
+"""Times `prompts_per_step` that one round of refilling may play at most."""
 ON_GPU = "on_gpu"
 """Top-level section of a YAML file with fields that are set only where the model runs on a GPU."""
 
@@ -663,6 +667,11 @@ def validate(config: Config, source: str = "config") -> None:
     need(bool(config.evaluation.systems), "evaluation.systems", "names no system; see `memr1 eval --list-systems`")
     for i, stage in enumerate(config.stages):
         need(stage.warmup_steps >= 0, f"stages.{i}.warmup_steps", f"must be at least 0, is {stage.warmup_steps}")
+        need(
+            stage.prompts_per_step >= 0,
+            f"stages.{i}.prompts_per_step",
+            f"must be at least 0, is {stage.prompts_per_step}; 0 takes rollout.prompts_per_step",
+        )
         need(
             stage.group_size == 0 or stage.group_size >= (2 if stage.objective == "grpo" else 1),
             f"stages.{i}.group_size",

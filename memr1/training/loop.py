@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from memr1.algos.advantages import trajectory_advantages
-from memr1.config import Config, StageConfig
+from memr1.config import MAX_REFILL, Config, StageConfig
 from memr1.data.sampler import ResumableSampler
 from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import UpdateSettings
@@ -139,7 +139,7 @@ class Trainer:
         trajectories: list[Trajectory] = []
         kept: list[Trajectory] = []
         advantages: list[float] = []
-        wanted = r.prompts_per_step
+        wanted = self._prompts_per_step
         for round_ in range(1 + r.resample_rounds):
             # a task that comes twice, as epochs end within a batch, is one group and is played as one
             slots = sorted(enumerate(self.sampler.take(wanted)), key=lambda slot: slot[1])
@@ -167,11 +167,11 @@ class Trainer:
             kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]
             advantages += [s for s, dead in zip(scores.tolist(), flat.tolist(), strict=True) if not dead]
             live, total = len({t.group_id for t in kept}), len({t.group_id for t in trajectories})
-            missing = r.prompts_per_step - live
+            missing = self._prompts_per_step - live
             if missing <= 0:
                 break
             # as many as it takes if the next tasks are like those so far, within a bound
-            wanted = min(math.ceil(missing * total / max(live, 1)), MAX_REFILL * r.prompts_per_step)
+            wanted = min(math.ceil(missing * total / max(live, 1)), MAX_REFILL * self._prompts_per_step)
         by_trajectory = {id(t): s for t, s in zip(kept, advantages, strict=True)}
         sequences = [
             TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs, t.reward, n)
@@ -231,6 +231,10 @@ class Trainer:
         self.state.versions[role] = version
 
     @property
+    def _prompts_per_step(self) -> int:
+        return self.stage.prompts_per_step or self.config.rollout.prompts_per_step
+
+    @property
     def _group_size(self) -> int:
         return self.stage.group_size or self.config.rollout.group_size
 
@@ -238,7 +242,7 @@ class Trainer:
         """A seed of its own for every rollout of a run, the same on every run with one configuration."""
         r = self.config.rollout
         largest = max(s.group_size or r.group_size for s in self.config.stages)
-        slots = MAX_REFILL * r.prompts_per_step
+        slots = MAX_REFILL * max(s.prompts_per_step or r.prompts_per_step for s in self.config.stages)
         index = ((step * (1 + r.resample_rounds) + round_) * slots + slot) * largest
         return (self.config.seed << 40) + index + member
 
@@ -337,8 +341,6 @@ class Trainer:
         self._end_stage()
 
 
-MAX_REFILL = 4
-"""Times `prompts_per_step` that one round of refilling may play at most."""
 MAX_FAILED_FRACTION = 0.1
 """Share of a batch's episodes that may fail. Beyond it, training on the rest would train on a biased sample."""
 

@@ -62,6 +62,7 @@ def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
     assert "fork of 1000 entries" in done.stdout and "open a bank of 1000 decisions" in done.stdout
 
 
+<<<<<<< HEAD
 def test_the_controller_s_benchmark_counts_every_trajectory_and_splits_its_time() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "controller.py"), "--runners", "1", "3", "--steps", "1"]
     done = subprocess.run(
@@ -77,3 +78,18 @@ def test_the_controller_s_benchmark_counts_every_trajectory_and_splits_its_time(
         assert sum(row[f"{part}_s"] for part in parts) == pytest.approx(row["cpu_s_per_step"], rel=1e-6)
         assert all(row[f"{part}_s"] >= 0 for part in parts)
         assert row["share_of_step"] == pytest.approx(row["cpu_s_per_step"] / (row["cpu_s_per_step"] + 10))
+=======
+def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--quick", "--model", "tiny-random"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    head = next(n for n, line in enumerate(lines) if line.startswith("prompt  group"))
+    groups = [line.split() for line in lines[head + 1 : head + 3]]
+    assert [g[1] for g in groups] == ["1", "4"]
+    one, four = (float(g[7]) for g in groups), (float(g[9]) for g in groups)
+    shared, unshared = list(one), list(four)
+    assert unshared[1] > 3 * unshared[0] and shared[1] < 2 * shared[0], "a group's prompt is computed once"
+    (marked,) = (line for line in lines if "7B" in line)
+    assert marked.startswith("PREDICTION, not measured")
+>>>>>>> 5261c4a (A stage may have a batch size of its own)

@@ -123,6 +123,7 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("stages=[{group_size: 1}]", "stages.0.group_size: must be 0 or at least 2, is 1"),
         ("learner.max_tokens_per_microbatch=0", "learner.max_tokens_per_microbatch: must be at least 1"),
         ("rollout.max_tokens_per_batch=0", "rollout.max_tokens_per_batch: must be at least 1"),
+        ("stages=[{prompts_per_step: -1}]", "stages.0.prompts_per_step: must be at least 0, is -1"),
         ("rollout.resample_rounds=-1", "rollout.resample_rounds: must be at least 0"),
         ("algo.kl_coef=-0.1", "algo.kl_coef: must be at least 0"),
         ("evaluation.retrieval_top_k=0", "evaluation.retrieval_top_k: must be at least 1"),

@@ -9,11 +9,12 @@ from typing import Any, cast
 
 import pytest
 
+from memr1.config import MAX_REFILL
 from memr1.data.sampler import ResumableSampler
 from memr1.envs.answering import AnswerTask
 from memr1.errors import MemR1Error
 from memr1.rollout.runner import Play
-from memr1.training.loop import MAX_REFILL, Trainer
+from memr1.training.loop import Trainer
 from memr1.training.tasks import TrainTask
 from memr1.trajectory import Sequence, Step, Trajectory
 from tests.unit.scripted import make_config
@@ -66,6 +67,17 @@ def test_groups_without_a_signal_are_refilled_by_as_many_tasks_as_it_seems_to_ta
     assert metrics["groups/with_signal"] == live and len(sequences) == live * size
     assert metrics["groups/zero_variance_fraction"] == pytest.approx(1 - live / seen)
     assert sorted({round(q.advantage, 6) for q in sequences}) == [-0.25, 0.75]
+    seeds = [p.seed for plays in pool.plays for p in plays]
+    assert len(set(seeds)) == len(seeds), "no two rollouts share a seed"
+
+
+def test_a_stage_may_have_a_batch_size_of_its_own() -> None:
+    pool = ScriptedPool(live_every=1)
+    stages = "stages=[{objective: grpo, prompts_per_step: 3}, {objective: grpo}]"
+    made = trainer(pool, "rollout.prompts_per_step=5", "rollout.group_size=2", stages)
+    assert made._play_groups(0).metrics["groups/with_signal"] == 3
+    made.state.stage = 1
+    assert made._play_groups(1).metrics["groups/with_signal"] == 5
     seeds = [p.seed for plays in pool.plays for p in plays]
     assert len(set(seeds)) == len(seeds), "no two rollouts share a seed"
 
