@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "shared": bench.measure(prompts, rows, shared=True),
         "peak_memory_gib": round(peak_memory_gib(), 2),  # the reference comes after it
         "matmul_gflops_per_s": round(matmul_peak(config.model.dtype) / 1e9, 1),
-        "gflops": {name: round(n / 1e9, 1) for name, n in bench.count_operations(prompts, rows).items()},
+        "gflops": {name: round(n / 1e9, 4) for name, n in bench.count_operations(prompts, rows).items()},
     }
     for phase, gflops in out["gflops"].items():
         seconds = out["shared"]["update_s"] if phase == "update" else sum(out["shared"][f"{p}_s"] for p in ROLLOUT)

@@ -64,7 +64,7 @@ def growth(model: str, rank: int, quick: bool) -> None:
         apart = prompts * group_operations(arch, at, group, written, shared=False)
         print(
             f"{at:6.0f} {group:6d} {new:4d} {t['prefill_s']:10.2f} {t['decode_s']:9.2f} {t['update_s']:9.2f} "
-            f"{t['total_s']:8.2f} {flops / 1e9:13.0f} {flops / t['update_s'] / peak:8.0%} {apart / 1e9:22.0f}",
+            f"{t['total_s']:8.2f} {flops / 1e9:13.2f} {flops / t['update_s'] / peak:8.0%} {apart / 1e9:22.2f}",
             flush=True,
         )
 

@@ -103,15 +103,8 @@ def step_tokens(
     rollout = config.rollout
     if stage.objective == "sft":
         return StepTokens(0, 0, stage.examples_per_step * demonstration)
-<<<<<<< HEAD
-    prompts = rollout.prompts_per_step * (1 + rollout.resample_rounds)
-    plays = prompts * (stage.group_size or rollout.group_size)
-=======
     prompts = (stage.prompts_per_step or rollout.prompts_per_step) * (1 + MAX_REFILL * rollout.resample_rounds)
     plays = prompts * (stage.group_size or rollout.group_size)
-    longest = rollout.answer_max_new_tokens if stage.role == "answerer" else rollout.manager_max_new_tokens
-    written = plays * longest
->>>>>>> 5261c4a (A stage may have a batch size of its own)
     if stage.role == "answerer":
         written = plays * rollout.answer_max_new_tokens
         return StepTokens(prompts * prompt, written, written)

@@ -33,7 +33,7 @@ def test_grpo_step_measures_both_ways_on_rows_of_a_file(tmp_path: Path) -> None:
     assert {"prefill_s", "decode_s", "update_s", "sync_s"} <= shared.keys() & unshared.keys()
     assert result["machine"]
     assert result["gflops"]["update"] > result["gflops"]["rollout"] > 0
-    assert 0 < result["update_fraction_of_peak"] < 1 and result["peak_memory_gib"] > 0.1
+    assert 0 <= result["update_fraction_of_peak"] < 1 and result["peak_memory_gib"] > 0.1
 
 
 def test_grpo_step_makes_prompts_of_the_length_it_is_asked_for() -> None:
@@ -62,7 +62,6 @@ def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
     assert "fork of 1000 entries" in done.stdout and "open a bank of 1000 decisions" in done.stdout
 
 
-<<<<<<< HEAD
 def test_the_controller_s_benchmark_counts_every_trajectory_and_splits_its_time() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "controller.py"), "--runners", "1", "3", "--steps", "1"]
     done = subprocess.run(
@@ -78,18 +77,17 @@ def test_the_controller_s_benchmark_counts_every_trajectory_and_splits_its_time(
         assert sum(row[f"{part}_s"] for part in parts) == pytest.approx(row["cpu_s_per_step"], rel=1e-6)
         assert all(row[f"{part}_s"] >= 0 for part in parts)
         assert row["share_of_step"] == pytest.approx(row["cpu_s_per_step"] / (row["cpu_s_per_step"] + 10))
-=======
+
+
 def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--quick", "--model", "tiny-random"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     head = next(n for n, line in enumerate(lines) if line.startswith("prompt  group"))
-    groups = [line.split() for line in lines[head + 1 : head + 3]]
-    assert [g[1] for g in groups] == ["1", "4"]
-    one, four = (float(g[7]) for g in groups), (float(g[9]) for g in groups)
-    shared, unshared = list(one), list(four)
-    assert unshared[1] > 3 * unshared[0] and shared[1] < 2 * shared[0], "a group's prompt is computed once"
+    one, four = (line.split() for line in lines[head + 1 : head + 3])
+    assert (one[1], four[1]) == ("1", "4")
+    shared, unshared = float(four[7]) / float(one[7]), float(four[9]) / float(one[9])
+    assert shared < 2 and unshared > 3, "a group's prompt is computed once"
     (marked,) = (line for line in lines if "7B" in line)
     assert marked.startswith("PREDICTION, not measured")
->>>>>>> 5261c4a (A stage may have a batch size of its own)
