@@ -51,7 +51,7 @@ def growth(model: str, rank: int, quick: bool) -> None:
     """A table of steps: what grows with what."""
     arch, peak = describe(model, LoraSettings(rank=rank)), matmul_peak("auto")
     bench = bench_of(model, rank, 8192, 1)
-    lengths = (128, 480) if quick else (128, 512, 1024, 2048, 4096)
+    lengths = (480, 960) if quick else (128, 512, 1024, 2048, 4096)
     groups, completions = ((1, 4), (4, 16)) if quick else ((1, 2, 4, 8, 16, 32), (4, 16, 64))
     cases = [(2, 480, g, 16) for g in groups] + [(2, n, 8, 16) for n in lengths] + [(2, 480, 8, c) for c in completions]
     print(f"{model}, LoRA rank {rank}; peak of a matrix product {peak / 1e9:.0f} GFLOP/s; 2 prompts a step")

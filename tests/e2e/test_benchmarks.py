@@ -41,7 +41,7 @@ def test_grpo_step_makes_prompts_of_the_length_it_is_asked_for() -> None:
     done = grpo_step(*options, "--no-reference")
     assert done.returncode == 0, done.stderr
     lengths = json.loads(done.stdout.splitlines()[-1])["workload"]["prompt_tokens"]
-    assert len(lengths) == 2 and all(600 < n <= 700 for n in lengths)
+    assert len(lengths) == 2 and all(560 < n <= 700 for n in lengths)
 
 
 def test_grpo_step_names_the_line_of_a_bad_row(tmp_path: Path) -> None:
