@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 from transformers import DynamicCache
 
-from memr1.config import Config, StageConfig, load_config
+from memr1.config import MAX_REFILL, Config, StageConfig, load_config
 from memr1.data.factworld import generate_dialogues
 from memr1.errors import MemR1Error
 from memr1.models.architectures import describe
@@ -74,7 +74,7 @@ def test_a_replay_is_planned_for_all_its_decisions_and_questions() -> None:
     )
     worlds = generate_dialogues(config.data.factworld)
     decisions = max(sum(bool(t.facts) for _, t in d.turns()) for d in worlds)
-    rounds, limit = 1 + config.rollout.resample_rounds, config.rollout.manager_max_new_tokens
+    rounds, limit = 1 + MAX_REFILL * config.rollout.resample_rounds, config.rollout.manager_max_new_tokens
     assert f"{rounds * config.rollout.group_size * decisions * limit:,} trained in all" in said
 
 
