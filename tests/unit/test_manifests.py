@@ -8,6 +8,7 @@ Prometheus operator's PodMonitor.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -89,7 +90,14 @@ KINDS: dict[str, Any] = {
     "RayCluster": {"spec": RAY_CLUSTER},
     "RayJob": {"spec": RAY_JOB},
     "RayCronJob": {"spec": {"schedule": str, "jobTemplate": RAY_JOB}},
-    "RayService": {"spec": {"serveConfigV2": str, "rayClusterConfig": RAY_CLUSTER, "serveService": "V1Service"}},
+    "RayService": {
+        "spec": {
+            "serveConfigV2": str,
+            "rayClusterConfig": RAY_CLUSTER,
+            "serveService": "V1Service",
+            "upgradeStrategy": {"type": str},
+        }
+    },
     "PodMonitor": {
         "spec": {"selector": "V1LabelSelector", "podMetricsEndpoints": [{"port": str, "interval": str, "path": str}]}
     },
@@ -289,6 +297,42 @@ def test_entry_points_and_their_arguments_are_what_the_programs_take(monkeypatch
     override = re.search(r"\"\$@\" (\S+=\S+) --resume", sbatch)
     assert override is not None
     load_config(ROOT / "configs" / "train_local.yaml", [override[1]])
+
+
+def test_the_service_on_ray_serve_fits_its_schemas_and_comes_from_code_that_is_there():
+    from ray.serve.schema import ServeDeploySchema
+
+    from memr1.serving.settings import ServingConfig
+
+    configs = [c for _, item in all_objects() for c in find(item, "serveConfigV2")]
+    assert len(configs) == 1
+    data = ServeDeploySchema.model_validate(yaml.safe_load(configs[0]))
+    own = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "configs" / "serve.yaml").read_text()))
+    (app,) = data.applications
+    assert app.import_path == own.applications[0].import_path
+    assert {d.name for d in app.deployments} == {d.name for d in own.applications[0].deployments}
+    module, _, name = app.import_path.partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+    settings = ServingConfig.from_mapping(app.args, "cluster/kubernetes/services/rayservice.yaml: args")
+    assert settings.keys is not None and settings.db.startswith("postgresql")
+
+
+def test_services_are_started_with_options_that_their_programs_have():
+    from typer.testing import CliRunner
+
+    from memr1.cli import app
+
+    helped = CliRunner().invoke(app, ["serve", "--help"], env={"COLUMNS": "200", "TERM": "dumb"}).output
+    commands = [
+        c["command"] for _, item in all_objects() for c in find(item, "containers") for c in c if "command" in c
+    ]
+    programs = {command[0]: command for command in commands}
+    assert set(programs) == {"memr1", "chroma"}
+    for option in (part for part in programs["memr1"] if part.startswith("--")):
+        assert option in helped, option
+    mounted = [m["mountPath"] for _, item in all_objects() for ms in find(item, "volumeMounts") for m in ms]
+    for path in (part for part in programs["memr1"] + programs["chroma"] if part.startswith("/")):
+        assert any(Path(path).is_relative_to(m) for m in mounted), path
 
 
 def test_images_are_made_of_files_that_are_there_and_run_as_a_user():
