@@ -29,7 +29,7 @@ from memr1.errors import MemR1Error
 from memr1.rllib.cluster import connect
 from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
-from memr1.rllib.placement import Node, cluster_nodes, ensure, room_for, runner_options
+from memr1.rllib.placement import Node, cluster_nodes, ensure, reserve_learners, room_for, runner_options
 from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, shares
 from memr1.rllib.telemetry import Telemetry
@@ -160,12 +160,14 @@ class MemoryR1(Algorithm):
         self._set_up_metrics()
         self.step_metrics = {}
         self._telemetry = Telemetry(experiment.name)
+        self._bundles = reserve_learners(experiment, self.config.claims)
         self.env_runner_group = RunnerGroup(config=self.config, local_env_runner=False, tune_trial_id=self.trial_id)
         try:
             self.pool = RayPool(self.env_runner_group)
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
         except BaseException:
             self.env_runner_group._worker_manager.clear()
+            self._free_learners()
             raise
         make_callback(
             "on_algorithm_init",
@@ -200,7 +202,12 @@ class MemoryR1(Algorithm):
         )
 
     def _make_learners(self, role: str, policies: str | None) -> RayLearnerGroup:
-        return RayLearnerGroup(self.trainer.config, role, policies, self.config.claims)
+        return RayLearnerGroup(self.trainer.config, role, policies, self.config.claims, self._bundles)
+
+    def _free_learners(self) -> None:
+        if self._bundles is not None:
+            ray.util.remove_placement_group(self._bundles)
+            self._bundles = None
 
     # -- an iteration -------------------------------------------------------------------------------------------
 
@@ -276,3 +283,4 @@ class MemoryR1(Algorithm):
         if hasattr(self, "trainer"):
             self.trainer.close()
             self._log.close()
+            self._free_learners()

@@ -21,7 +21,7 @@ from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
 from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
-from memr1.rllib.placement import in_bundle, reserve_learners
+from memr1.rllib.placement import in_bundle
 from memr1.rllib.resources import Shares
 from memr1.training.watchdog import watched
 
@@ -78,15 +78,17 @@ class LearnerActor:
 class RayLearnerGroup:
     """All ranks of a stage's learner, each in an actor."""
 
-    def __init__(self, config: Config, role: str, weights_folder: str | None, shares: Shares) -> None:
-        """weights_folder: must be on storage that every node sees."""
+    def __init__(
+        self, config: Config, role: str, weights_folder: str | None, shares: Shares, bundles: Any = None
+    ) -> None:
+        """weights_folder: must be on storage that every node sees. bundles: a placement group with one for each rank
+        (`reserve_learners`); the ranks go anywhere without."""
         self.timeout_s = config.learner.collective_timeout_s
         size = config.learner.num_learners
         options: dict[str, Any] = {"num_cpus": shares.learner_cpus, "num_gpus": shares.learner_gpus, "max_restarts": 0}
-        self.bundles = reserve_learners(config, shares)
         actor: Any = ray.remote(LearnerActor)
         self.actors: list[Any] = [
-            actor.options(**options, **in_bundle(self.bundles, rank)).remote(rank) for rank in range(size)
+            actor.options(**options, **in_bundle(bundles, rank)).remote(rank) for rank in range(size)
         ]
         try:
             address, port = self._get([self.actors[0].address.remote()], "start", START_TIMEOUT_S)[0]
@@ -130,9 +132,6 @@ class RayLearnerGroup:
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
-        if self.bundles is not None:
-            ray.util.remove_placement_group(self.bundles)
-            self.bundles = None
 
     # -- RLlib's verbs ------------------------------------------------------------------------------------------
 

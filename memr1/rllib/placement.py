@@ -17,6 +17,8 @@ from memr1.rllib.resources import Shares
 
 SETTLE_S = 20.0
 """Ray takes a moment to count what actors of a run before have given back."""
+RESERVE_S = 60.0
+"""Ray places the learners' bundles within moments where there is room."""
 POLL_S = 1.0
 
 
@@ -209,25 +211,35 @@ def runner_options(config: Config) -> dict[str, Any]:
 
 
 def reserve_learners(config: Config, shares: Shares) -> Any:
-    """A placement group with a bundle for every rank: all are placed, or none. None inside a Tune trial, which has
-    reserved bundles of its own."""
+    """A placement group with a bundle for every rank: all are placed, or none. A run keeps it from start to end, so
+    that no runner takes the learners' room between two stages, and Ray moves bundles off a node that is lost. None
+    inside a Tune trial, which has reserved bundles of its own. Raises MemR1Error where somebody else was quicker."""
     import ray
 
     if ray.util.get_current_placement_group() is not None:
         return None
     bundle = {"CPU": shares.learner_cpus} | ({"GPU": shares.learner_gpus} if shares.learner_gpus else {})
     size, labels = config.learner.num_learners, config.placement.learners.labels
-    return ray.util.placement_group(
+    group = ray.util.placement_group(
         [dict(bundle) for _ in range(size)],
         strategy=config.placement.strategy.upper().replace("-", "_"),
         bundle_label_selector=[dict(labels) for _ in range(size)] if labels else None,
     )
+    if not group.wait(RESERVE_S):
+        ray.util.remove_placement_group(group)
+        raise MemR1Error(
+            f"placement: {size} learners with {_amounts(bundle)} each got no room within {RESERVE_S:.0f} s, though "
+            "there seemed to be some; submit the run again, or give it placement.wait_s=600"
+        )
+    return group
 
 
 def in_bundle(group: Any, rank: int) -> dict[str, Any]:
     """Options that put a learner into its bundle of `reserve_learners`."""
+    import ray
+
     if group is None:
-        return {}
+        return {} if ray.util.get_current_placement_group() else {"scheduling_strategy": "SPREAD"}
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)}
