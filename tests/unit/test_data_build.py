@@ -280,7 +280,7 @@ def test_the_published_counts_come_out_of_conv_26(shared_data: Path, tmp_path: P
     config = make_config(
         *("data.kind=locomo", f"data.path={shared_data / 'locomo' / 'locomo3.json'}", "data.window=50", stages),
         *("agents.extractor=utterance", "memory.answerer_top_k=60", "memory.per_speaker=true"),
-        *(f"output={tmp_path}", "rollout.max_prompt_tokens=100000"),
+        *(f"output={tmp_path}", "rollout.max_prompt_tokens=100000", "rollout.questions_per_decision=50"),
     )
     report, _ = build(config)
     dialogues = report["dialogues"]
