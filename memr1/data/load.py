@@ -34,7 +34,7 @@ class Source:
 
 SOURCES: dict[str, Source] = {
     "factworld": Source("worlds generated from a seed"),
-    "locomo": Source("LoCoMo's conversations, by the Memory-R1 paper's split", measures=("locomo_f1",)),
+    "locomo": Source("LoCoMo's conversations, by the Memory-R1 paper's split", measures=("locomo_f1", "abstained")),
     "longmemeval": Source(
         "LongMemEval, in its own or the flattened schema", read_longmemeval, ("test",), ("abstained",)
     ),
