@@ -91,7 +91,7 @@ class MemoryR1Config(AlgorithmConfig):
         if self.memr1 is None:
             raise MemR1Error("MemoryR1Config: no experiment; call .experiment(path_or_config) first")
         if self.memr1_search:
-            self.memr1, self.memr1_search = with_overrides(self.memr1, self.memr1_search), {}
+            self.memr1 = with_overrides(self.memr1, self.memr1_search)
         if not self.memr1.stages:
             raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
         self.num_env_runners = self.memr1.rollout.num_runners

@@ -147,7 +147,9 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
     }
     for cls, methods in surface.items():
         for method, expected in methods.items():
-            found = [p for p in inspect.signature(getattr(cls, method)).parameters if p not in ("self", "cls")]
+            # Ray adds one to methods of classes that were made actors
+            names = inspect.signature(getattr(cls, method)).parameters
+            found = [p for p in names if p not in ("self", "cls", "_ray_trace_ctx")]
             assert expected is None or found == expected, f"{cls.__name__}.{method} has parameters {found}"
     taken = inspect.signature(FaultTolerantActorManager.foreach_actor).parameters
     assert {"func", "kwargs", "remote_actor_ids", "timeout_seconds"} <= taken.keys()
