@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from memr1.config import Config, RolloutConfig, StageConfig
+from memr1.config import CheckpointConfig, Config, RolloutConfig, StageConfig
 from memr1.envs.answering import AnswerTask
 from memr1.learner.packing import Plan
 from memr1.rollout.runner import Play
@@ -122,7 +122,7 @@ class SimulatedRunners:
             return [self._trajectory(play) for play in args[0]]
         if method == "build_tasks":
             return [
-                TrainTask(AnswerTask(f"{d}/{q}", "Where does Ada live?", "Oslo", "one", ()), None, "one")
+                TrainTask(AnswerTask(f"{d.id}/{q}", "Where does Ada live?", "Oslo", "one", ()), None)
                 for d in args[0]
                 for q in range(40)
             ]
@@ -180,6 +180,7 @@ def measure(runners: int, options: argparse.Namespace) -> dict[str, float]:
             num_runners=runners, prompts_per_step=options.groups * runners, group_size=options.group_size
         ),
         stages=(StageConfig(role="answerer", objective="grpo", steps=options.steps + 2),),
+        checkpoint=CheckpointConfig(every_steps=10**9),
     )
     simulated = SimulatedRunners(runners, clock, options.prompt_tokens, options.completion_tokens)
     pool = RayPool(SimpleNamespace(_worker_manager=simulated))  # type: ignore[arg-type]
