@@ -50,6 +50,7 @@ class MemoryR1Config(AlgorithmConfig):
         self.memr1: Config | None = None
         self.memr1_resume = "never"
         self.memr1_search: dict[str, Any] = {}
+        self.memr1_waits = False
         self.claims: Shares | None = None
         self.placement_plan: list[str] = []
         self.env_runner_cls: Any = DialogueEnvRunner
@@ -104,7 +105,7 @@ class MemoryR1Config(AlgorithmConfig):
             cpus, gpus = (sum(n.total.get(r, 0.0) for n in nodes) for r in ("CPU", "GPU"))
             return shares(experiment, cpus, gpus, sum(1 for n in nodes if n.total.get("CPU")))
 
-        if ray.util.get_current_placement_group() is None:
+        if ray.util.get_current_placement_group() is None and not self.memr1_waits:
             self.claims, self.placement_plan = ensure(experiment, claims, cluster_nodes)
         else:  # a Tune trial has reserved what `default_resource_request` asked for
             self.claims = claims(cluster_nodes())
@@ -149,6 +150,11 @@ class MemoryR1(Algorithm):
     def get_default_config(cls) -> MemoryR1Config:
         """See RLlib."""
         return MemoryR1Config()
+
+    @classmethod
+    def default_resource_request(cls, config: Any) -> Any:
+        """What a Tune trial reserves. It waits in Tune's queue until there is room, so none has to be free now."""
+        return super().default_resource_request({**config, "memr1_waits": True})
 
     def setup(self, config: Any) -> None:
         """Start the runners and the trainer. Builds none of RLlib's Learners, RLModules and connectors."""
