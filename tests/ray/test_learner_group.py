@@ -149,6 +149,7 @@ def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_learner_killed_in_an_update_while_groups_are_played_ahead_changes_nothing(
     ray_cluster, make_config, tmp_path

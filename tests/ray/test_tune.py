@@ -10,6 +10,7 @@ import pytest
 from memr1.errors import MemR1Error
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_tuner_searches_over_two_settings_and_the_best_trial_goes_on_from_its_checkpoint(
     ray_cluster, make_config, tmp_path
