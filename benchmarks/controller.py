@@ -80,6 +80,10 @@ class SimulatedRunners:
 
     healthy_actor_ids = actor_ids
 
+    def num_actors(self) -> int:
+        """See RLlib."""
+        return self.count
+
     def probe_unhealthy_actors(self, **kwargs: Any) -> list[int]:
         """Nobody dies here."""
         return []
