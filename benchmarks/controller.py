@@ -84,6 +84,8 @@ class SimulatedRunners:
         """See RLlib."""
         return self.count
 
+    num_healthy_actors = num_actors
+
     def probe_unhealthy_actors(self, **kwargs: Any) -> list[int]:
         """Nobody dies here."""
         return []
