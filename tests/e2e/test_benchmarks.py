@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 
 
@@ -60,23 +58,6 @@ def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
         (found,) = (row for row in done.stdout.splitlines() if line in row)
         assert "reference" in found and "ratio" in found
     assert "fork of 1000 entries" in done.stdout and "open a bank of 1000 decisions" in done.stdout
-
-
-def test_the_controller_s_benchmark_counts_every_trajectory_and_splits_its_time() -> None:
-    command = [sys.executable, str(ROOT / "benchmarks" / "controller.py"), "--runners", "1", "3", "--steps", "1"]
-    done = subprocess.run(
-        [*command, "--groups", "1", "--group-size", "4", "--prompt-tokens", "20"],
-        capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    one, three = json.loads(done.stdout.splitlines()[-1])["rows"]
-    assert (one["trajectories"], three["trajectories"]) == (4, 12)
-    assert three["mb_pickled_per_step"] > 2 * one["mb_pickled_per_step"] > 0
-    for row in (one, three):
-        parts = ("pickling", "packing and update", "weights", "run log", "loop and pool")
-        assert sum(row[f"{part}_s"] for part in parts) == pytest.approx(row["cpu_s_per_step"], rel=1e-6)
-        assert all(row[f"{part}_s"] >= 0 for part in parts)
-        assert row["share_of_step"] == pytest.approx(row["cpu_s_per_step"] / (row["cpu_s_per_step"] + 10))
 
 
 def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
