@@ -76,7 +76,7 @@ train-local: model ## Train on this machine: memr1 train configs/train_local.yam
 	$(call say,Training with configs/train_local.yaml $(ARGS))
 	@$(BIN)/memr1 train configs/train_local.yaml --resume auto $(ARGS)
 
-serve: model ## Serve memory at http://127.0.0.1:8000 with the last local run, or the untrained model (ARGS='--port 9000')
+serve: model ## Serve memory on port 8000 of this machine with the last local run, or the untrained model (ARGS='--port 9000')
 	$(call say,Serving $(if $(wildcard $(RUN)/config.yaml),$(RUN),the untrained default model) $(ARGS))
 	@$(BIN)/memr1 serve $(wildcard $(RUN)) $(ARGS)
 

@@ -119,9 +119,10 @@ def list_banks(store: Store = _STORE, as_json: AsJson = False) -> None:
         for name in opened.names():
             whose, own = Scope.of(name) or (Scope(), name)
             if scope.covers(whose):
-                owner = {"tenant": whose.tenant, "user": whose.user_id, "agent": whose.agent_id, "run": whose.run_id}
-                rows.append({**owner, "bank": own})
-    owned = [c for c in ("tenant", "user", "agent", "run") if any(row[c] for row in rows)]
+                tenant = {} if whose.tenant is None else {"tenant": whose.tenant}
+                owner = {"user": whose.user_id, "agent": whose.agent_id, "run": whose.run_id}
+                rows.append({**tenant, **owner, "bank": own})
+    owned = [c for c in ("tenant", "user", "agent", "run") if any(row.get(c) for row in rows)]
     _show(rows, as_json, (*owned, "bank"))
 
 
