@@ -17,7 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.ray.programs import BIN, ROOT, end, free_ports
+from tests.ray.programs import BIN, ROOT, end, free_ports, wait_until
+
+START_ATTEMPTS = 3
+"""A busy machine misses the deadline of Ray's start-up now and then."""
 
 
 class Nodes:
@@ -43,7 +46,7 @@ class Nodes:
         self._start("head", self.prefix, options)
 
     def add(self, name: str, cpus: int, pool: str = "", address: str = "", prefix: Sequence[str] = ()) -> None:
-        """Start a node, with the label `pool` if that is given; it joins when it is up."""
+        """Start a node, with the label `pool` if that is given; returns when it has joined."""
         options = [f"--address={self.address}:{self.port}", f"--num-cpus={cpus}"]
         options += [f"--node-ip-address={address or self.address}"] + ([f"--labels=pool={pool}"] if pool else [])
         self._start(name, list(prefix), options)
@@ -51,10 +54,17 @@ class Nodes:
     def _start(self, name: str, prefix: list[str], options: list[str]) -> None:
         command = [*prefix, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
         command += ["--object-store-memory=100000000", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
-        with (self.folder / f"{name}.txt").open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                command, env=self.env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+        log = self.folder / f"{name}.txt"
+        for attempt in range(START_ATTEMPTS):
+            with log.open("wb") as out:
+                process = self.processes[name] = subprocess.Popen(
+                    command, env=self.env, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                )
+            wait_until(lambda p=process: "Ray runtime started" in log.read_text() or p.poll() is not None, 120)
+            if process.poll() is None:
+                return
+            time.sleep(2 * attempt)
+        raise AssertionError(f"node {name} did not start: {log.read_text()[-2000:]}")
 
     def kill(self, name: str) -> None:
         """End a node with all its processes, without a word."""
