@@ -33,8 +33,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 say = @printf '\033[1m==> %s\033[0m\n' "$(1)"
 
-.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench bench-trl \
-	gpu-check eval-locomo serve clean distclean
+.PHONY: help install model train-local test test-unit test-ray test-e2e test-vllm lint format types bench bench-trl gpu-check eval-locomo serve clean distclean
 
 help: ## List the targets
 	@echo 'Usage: make TARGET [VARIABLE=value]'

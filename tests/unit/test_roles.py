@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from memr1.agents.extractor import extraction_prompt, facts_without_model, read_facts
+from memr1.agents.extractor import extraction_prompt, facts_of, read_facts
 from memr1.agents.json_protocol import JsonManager
 from memr1.agents.lines import LinesManager
 from memr1.agents.roles import Agents, ChatCodec, make_agents
@@ -121,17 +121,16 @@ SESSION = Session("s1", None, "2 March 2024", ())
 
 def test_gold_facts_are_the_dataset_s_and_are_missed_where_it_has_none() -> None:
     turn = Turn("D1:1", "Ana", "Hi!", facts=(Fact("Ana greets."), Fact("Ana is here.")))
-    assert facts_without_model(turn, "gold") == ["Ana greets.", "Ana is here."]
-    assert facts_without_model(Turn("D1:1", "Ana", "Hi!", facts=()), "gold") == []
+    assert facts_of(turn, "gold") == ["Ana greets.", "Ana is here."]
+    assert facts_of(Turn("D1:1", "Ana", "Hi!", facts=()), "gold") == []
     with pytest.raises(MemR1Error, match="turn D1:2 has no gold facts; set agents.extractor=utterance or llm"):
-        facts_without_model(Turn("D1:2", "Ana", "Hi!"), "gold")
+        facts_of(Turn("D1:2", "Ana", "Hi!"), "gold")
 
 
 def test_an_utterance_is_its_own_fact_with_its_speaker_and_caption() -> None:
-    assert facts_without_model(Turn("1", "Ana", "I moved."), "utterance") == ["Ana: I moved."]
-    assert facts_without_model(Turn("1", "Ana", "Look", caption="a dog"), "utterance") == ["Ana: Look [shares a dog]"]
-    assert facts_without_model(Turn("1", "Ana", "  "), "utterance") == []
-    assert facts_without_model(Turn("1", "Ana", "Hi"), "llm") is None
+    assert facts_of(Turn("1", "Ana", "I moved."), "utterance") == ["Ana: I moved."]
+    assert facts_of(Turn("1", "Ana", "Look", caption="a dog"), "utterance") == ["Ana: Look [shares a dog]"]
+    assert facts_of(Turn("1", "Ana", "  "), "utterance") == []
 
 
 def test_the_extractor_s_prompt_shows_the_turn_and_its_date_and_its_reply_is_a_list() -> None:
