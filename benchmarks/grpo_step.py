@@ -22,7 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from memr1.config import AlgoConfig, Config, LearnerConfig, ModelConfig, RolloutConfig, load_config
+from memr1.config import AlgoConfig, Config, LearnerConfig, ModelConfig, RolloutConfig
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 
 

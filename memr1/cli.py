@@ -62,7 +62,7 @@ def train(
     gpus: Annotated[str, typer.Option(help="With --dry-run: GPUs to plan for, number or number x GiB (4x80).")] = "",
 ) -> None:
     """Train, evaluate and write a report."""
-    from memr1.config import load_config
+    from memr1.config_file import load_config
 
     resolved = load_config(config, overrides or ())
     if dry_run:
@@ -87,7 +87,7 @@ def ablate(
     """Train and evaluate without one role, without the other, without distillation, and with all; print the table."""
     from rich.console import Console
 
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.training import ablate as ablation
 
     resolved = load_config(config, overrides or ())
@@ -204,7 +204,7 @@ def view(
 @app.command("config")
 def show_config(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check a configuration and print it in full."""
-    from memr1.config import load_config, to_yaml
+    from memr1.config_file import load_config, to_yaml
 
     print(to_yaml(load_config(config, overrides or ())), end="")
 
@@ -286,7 +286,7 @@ def data_build(
     ] = None,
 ) -> None:
     """Make the training tasks of a configuration ahead of training, and report what they consist of."""
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.training.data_build import build
 
     build(load_config(config, overrides or ()), prompts=prompts)

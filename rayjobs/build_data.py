@@ -29,7 +29,7 @@ def build(config_file: Path, overrides: list[str]) -> dict[str, Any]:
     """Make the tasks; the result to print."""
     from rich.console import Console
 
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.training.data_build import build as run
 
     config = load_config(config_file, overrides)

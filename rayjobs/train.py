@@ -28,7 +28,7 @@ def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any
     """Run the training; the result to print."""
     from rich.console import Console
 
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.training.checkpoints import committed
     from memr1.training.run import train as run
     from memr1.training.runlog import read_metrics

@@ -10,7 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.data.load import get_source, load_dialogues
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error

@@ -24,7 +24,8 @@ from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import force_list
 from ray.util.debug import log_once
 
-from memr1.config import Config, load_config, with_overrides
+from memr1.config import Config
+from memr1.config_file import load_config, with_overrides
 from memr1.errors import MemR1Error
 from memr1.rllib.cluster import connect
 from memr1.rllib.env_runner import DialogueEnvRunner

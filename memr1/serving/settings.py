@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from memr1.config import build_section
+from memr1.config_file import build_section
 from memr1.errors import MemR1Error
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 
 if TYPE_CHECKING:

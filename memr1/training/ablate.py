@@ -18,7 +18,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from memr1.config import Config, StageConfig, validate
+from memr1.config import Config, StageConfig
+from memr1.config_checks import validate
 from memr1.errors import MemR1Error
 from memr1.training.checkpoints import committed, load_state
 from memr1.training.runlog import read_evaluation

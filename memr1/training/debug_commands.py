@@ -25,7 +25,7 @@ def rollout(
     overrides: Set = None,
 ) -> None:
     """Play the groups of some steps and save them; nothing is updated."""
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.training.debug import Rehearsal
 
     rehearsal = Rehearsal(load_config(config, overrides or ()), stage, checkpoint, plays=True)
@@ -47,7 +47,7 @@ def update(
     overrides: Set = None,
 ) -> None:
     """Train on saved batches, one step each; nothing is played."""
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.training.batch import Batch
     from memr1.training.debug import Rehearsal, saved_batches
 
@@ -73,7 +73,7 @@ def replay(
     import numpy as np
     from rich.console import Console
 
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.errors import MemR1Error
     from memr1.training.batch import Batch
     from memr1.training.debug import replay as tensors_of

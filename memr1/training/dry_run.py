@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from memr1.agents.roles import Prompt
-from memr1.config import Config, to_yaml
+from memr1.config import Config
+from memr1.config_file import to_yaml
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
 from memr1.models.architectures import Architecture, describe

@@ -7,7 +7,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.storage import reading
 from memr1.training.checkpoints import TrainState, committed, load_state

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 from rich.console import Console
 
-from memr1.config import Config, load_config, to_yaml
+from memr1.config import Config
+from memr1.config_file import load_config, to_yaml
 from memr1.errors import MemR1Error
 from memr1.memory.owner import FileOwner
 from memr1.storage import Lease, pull, push, url_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from memr1.config import load_config
+from memr1.config_file import load_config
 from memr1.training import run
 from memr1.training.ablate import ablate
 from memr1.training.runlog import read_evaluation

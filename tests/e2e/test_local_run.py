@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from memr1.config import Config, load_config, to_yaml
+from memr1.config import Config
+from memr1.config_file import load_config, to_yaml
 from memr1.data.jsonl import write_jsonl
 from memr1.data.types import Dialogue, Fact, Question, Session, Turn
 from memr1.errors import MemR1Error

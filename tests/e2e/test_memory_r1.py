@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from memr1.config import load_config
+from memr1.config_file import load_config
 from memr1.training.data_build import build
 from memr1.training.run import train
 from memr1.training.runlog import read_metrics, read_rollouts, rollout_files

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from tests.ray.programs import BIN, end, free_ports
 
 START_ATTEMPTS = 3

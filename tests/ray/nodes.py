@@ -120,7 +120,7 @@ class Run:
 
 def drive(config_file: str, folder: str, overrides: Sequence[str]) -> None:
     """The driver."""
-    from memr1.config import load_config
+    from memr1.config_file import load_config
     from memr1.rllib.session import RaySession
     from memr1.training.runlog import RunLog
 

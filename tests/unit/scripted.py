@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from memr1.agents.roles import make_agents
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.data.factworld import FactWorldConfig, generate
 from memr1.data.factworld import World as FactWorld
 from memr1.envs.episode import World

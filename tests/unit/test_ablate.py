@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.training.ablate import plan
 

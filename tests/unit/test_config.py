@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from memr1.config import _CHOICES, Config, load_config, to_yaml, validate
+from memr1.config import Config
+from memr1.config_checks import CHOICES, validate
+from memr1.config_file import load_config, to_yaml
 from memr1.errors import MemR1Error
 from memr1.evaluation.systems import SYSTEMS
 
@@ -79,20 +81,20 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_field(override: str, said
     assert said in message(None, override)
 
 
-@pytest.mark.parametrize("field", sorted(_CHOICES))
+@pytest.mark.parametrize("field", sorted(CHOICES))
 def test_every_choice_is_checked_and_listed(field: str) -> None:
     stage = field.startswith("stages.")
     key = field.split(".")[-1]
-    for good in _CHOICES[field]:
+    for good in CHOICES[field]:
         others = ["data.path=d.json", "algo.aggregation=sequence-mean"]  # what some choices need
         role = "role: manager, " if key == "episode" else ""
         data = [f"stages=[{{{role}{key}: {good}}}]"] if stage else [*others, f"{field}={good}"]
         assert load_config(None, data)
-    wrong = _CHOICES[field][0] + "x"
+    wrong = CHOICES[field][0] + "x"
     said = message(None, f"stages=[{{{key}: {wrong}}}]" if stage else f"{field}={wrong}")
     where = f"stages.0.{key}" if stage else field
     assert said.startswith(f"config: {where}: {wrong!r} is not one of")
-    assert f"did you mean {_CHOICES[field][0]}?" in said
+    assert f"did you mean {CHOICES[field][0]}?" in said
 
 
 @pytest.mark.parametrize(

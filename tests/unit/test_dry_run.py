@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from transformers import DynamicCache
 
-from memr1.config import MAX_REFILL, Config, StageConfig, load_config
+from memr1.config import MAX_REFILL, Config, StageConfig
+from memr1.config_file import load_config
 from memr1.data.factworld import generate_dialogues
 from memr1.errors import MemR1Error
 from memr1.models.architectures import describe

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from memr1.config import load_config
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.rollout import endpoint as endpoint_module
 from memr1.rollout.endpoint import Endpoint, EndpointConfig, EndpointEngine, RoutedEngine

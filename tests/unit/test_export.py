@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 from memr1.cli import app
-from memr1.config import Config, ModelConfig, StageConfig, to_yaml
+from memr1.config import Config, ModelConfig, StageConfig
+from memr1.config_file import to_yaml
 from memr1.errors import MemR1Error
 from memr1.models.adapters import LoraSettings, PolicyModel
 from memr1.models.registry import resolve_model

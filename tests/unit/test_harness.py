@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.data.types import Dialogue, Question, Session, Turn
 from memr1.envs.episode import World
 from memr1.errors import MemR1Error

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from memr1.config import load_config, to_yaml
+from memr1.config_file import load_config, to_yaml
 from memr1.errors import MemR1Error
 from memr1.evaluation.judging import judge_predictions
 from memr1.evaluation.predictions import Prediction

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from memr1.config import load_config
+from memr1.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

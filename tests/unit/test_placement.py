@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from memr1.config import ClaimConfig, Config, LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig, load_config
+from memr1.config import ClaimConfig, Config, LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.rllib import placement
 from memr1.rllib.placement import Node, actors, ensure, place

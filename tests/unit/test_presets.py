@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from memr1.config import Config, load_config
+from memr1.config import Config
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.training.dry_run import dry_run, read_gpus
 from tests.unit.small_locomo import conversation

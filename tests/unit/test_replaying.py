@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memr1.config import load_config
+from memr1.config_file import load_config
 from memr1.data.types import Dialogue, Fact, Question, Session, Turn
 from memr1.envs.deciding import LinkedQuestion
 from memr1.envs.episode import Failure, Speaker, drive

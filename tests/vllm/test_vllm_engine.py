@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from memr1.config import load_config
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.models.adapters import LoraSettings, PolicyModel
 from tests.unit.engine_contract import MAX_TOKENS, ROLES, EngineContract, make_policies, save_model
