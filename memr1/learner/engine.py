@@ -135,7 +135,7 @@ class Engine:
             raise MemR1Error(
                 f"{where}: not readable as a checkpoint of {self._engine.dp_world_size} learners at ZeRO stage "
                 f"{self._engine.zero_optimization_stage()} ({said}). Resume with the settings it was written with, or "
-                "from another checkpoint"
+                "from another checkpoint with --resume FOLDER"
             ) from error
         if path is None:
             raise MemR1Error(f"{where}: files are missing there; resume from another checkpoint")

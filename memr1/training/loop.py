@@ -251,7 +251,7 @@ class Trainer:
         self._prepare_tasks()
         self.learners = self._make_learners()
         if state.stage_step > 0 and self.checkpoint is not None:
-            self._restore(self.learners, self.checkpoint / "learner")
+            self.learners.restore(str(self.checkpoint / "learner"))
         return self.learners
 
     def _prepare_tasks(self) -> None:
@@ -263,17 +263,6 @@ class Trainer:
     def _make_learners(self) -> LearnerGroup:
         policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
         return self.make_learners(self.stage.role, policies)
-
-    def _restore(self, learners: LearnerGroup, folder: Path) -> None:
-        try:
-            learners.restore(str(folder))
-        except MemR1Error:
-            raise
-        except Exception as error:  # torch and DeepSpeed raise whatever their file formats meet
-            raise MemR1Error(
-                f"{folder}: the optimizer's files are damaged ({type(error).__name__}: {error}); resume from another "
-                "checkpoint with --resume FOLDER"
-            ) from error
 
     def _stage_tasks(self, stage: StageConfig) -> list[TrainTask]:
         if stage.traces is not None:

@@ -72,6 +72,10 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
         raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
     if config.data.kind != "factworld":
         training_dialogues(config)  # a file that cannot be read is refused before models are loaded
+    if resume not in ("never", "auto") and Path(resume).resolve().parent != (config.run_dir / "checkpoints").resolve():
+        raise MemR1Error(
+            f"{resume}: a checkpoint of another run than {config.run_dir}; set `output` and `name` to its own"
+        )
     with owned(config.run_dir):
         pull(config.run_dir)
         try:
@@ -202,10 +206,6 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
         checkpoint = Path(resume)
         if not checkpoint.is_dir():
             raise MemR1Error(f"{resume}: no such checkpoint; the committed ones are {[str(p) for p in existing]}")
-        if checkpoint.resolve().parent != (run_dir / "checkpoints").resolve():
-            raise MemR1Error(
-                f"{resume}: a checkpoint of another run than {run_dir}; set `output` and `name` to its own"
-            )
         load_state(checkpoint)
     if checkpoint is not None and written.exists():
         old = load_config(written)

@@ -246,7 +246,10 @@ def test_another_number_of_learners_is_refused_only_where_the_optimizer_is_in_sh
             "adapter_model.safetensors: is damaged .* restore it from another",
         ),
         ("policies/answerer/adapter_config.json", "adapter_config.json: is not JSON"),
-        ("learner/learner/mp_rank_00_model_states.pt", "learner: the optimizer's files are damaged .*--resume FOLDER"),
+        (
+            "learner/learner/mp_rank_00_model_states.pt",
+            "learner: not readable as a checkpoint of 1 learners .*--resume FOLDER",
+        ),
         ("batch.json", "batch.json: not a readable batch .*use another checkpoint"),
     ],
 )
