@@ -181,6 +181,13 @@ def test_replays_of_a_world_ask_after_every_turn_and_at_the_end() -> None:
     assert all(t.due for t in whole.turns)
 
 
+def test_the_day_of_asking_is_shown_in_replays_as_in_single_decisions() -> None:
+    asked = Question("q1", "How old?", "9", "x", evidence=("6",), asked_on="9 March 2030")
+    dialogue = replace(talk(), questions=(asked, replace(asked, id="q2", asked_after="6")))
+    (whole,) = replays(0, dialogue)
+    assert [q.text for q in whole.questions] == [asked.shown_text] * 2
+
+
 def test_kept_replays_are_read_back(tmp_path: Path) -> None:
     from memr1.data.jsonl import write_jsonl
     from memr1.training.worlds import training_dialogues
