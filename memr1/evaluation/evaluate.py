@@ -15,7 +15,7 @@ from memr1.config_file import load_config
 from memr1.data.load import get_source, load_dialogues
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
-from memr1.evaluation.judging import judge_predictions
+from memr1.evaluation.judging import judge_predictions, unjudged
 from memr1.evaluation.predictions import Prediction, dump_predictions
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.scores import TEXT_MEASURES
@@ -105,9 +105,12 @@ def evaluate(
             predictions, judged = judge_predictions(predictions, judge)
         footprints = [f for _, part in results for f in part]
         sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
+        whole: Row | None = None
         for part in [predictions] if len(sure) == len(predictions) else [predictions, sure]:
             row = summarize(part, footprints, measures=(*measures, "judge") if judge else measures)
-            row = replace(row, judge=judged)
+            whole = whole or row
+            # a memory was built for all questions, and is no dearer for those that are left
+            row = replace(row, judge=judged and replace(judged, errors=unjudged(part)), memory=whole.memory)
             rows.append(row)
             dump_predictions(part, config.run_dir / "predictions" / row.benchmark / f"{name}.jsonl")
             log.evaluation(state.step, "evaluation", row.to_dict())

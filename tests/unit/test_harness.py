@@ -26,7 +26,9 @@ from memr1.evaluation.predictions import Prediction, load_predictions
 from memr1.evaluation.remember import RememberingEngine
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
+from memr1.rollout.endpoint import EndpointConfig
 from memr1.rollout.engine import GenerationRequest, SamplingParams
+from memr1.rollout.judge import Item, Leniency, Verdict
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation
 from tests.unit.scripted import BASE, ScriptedEngine, fact_worlds, is_answerer, make_world, shown_entries
@@ -325,10 +327,37 @@ def test_disputed_labels_give_a_second_row_without_them(tmp_path: Path) -> None:
     disputed = replace(DIALOGUES[0], questions=(replace(first, note="audit TEMPORAL_ERROR"), *others))
     rows, _, _, config = table(tmp_path, ["bm25"], dialogues=[disputed])
     assert rows == ["bm25", "bm25"]
-    logged = [(r["benchmark"], r["n"]) for r in read_evaluation(config.run_dir)]
-    assert logged == [("factworld", len(others) + 1), ("factworld-undisputed", len(others))]
+    found = read_evaluation(config.run_dir)
+    assert [(r["benchmark"], r["n"]) for r in found] == [
+        ("factworld", len(others) + 1), ("factworld-undisputed", len(others))
+    ]  # fmt: skip
+    assert found[0]["memory"] == found[1]["memory"]  # what building cost a question depends on no label
     kept = load_predictions(config.run_dir / "predictions" / "factworld-undisputed" / "bm25.jsonl")
     assert first.id not in {p.question_id for p in kept}
+
+
+def test_answers_without_a_verdict_are_counted_in_the_row_that_they_are_in(tmp_path: Path) -> None:
+    class Speechless:
+        """A judge whose server fails at one question."""
+
+        config = EndpointConfig("http://127.0.0.1:1/v1", "wise-1")
+
+        def verdicts(self, items: list[Item]) -> list[Verdict]:
+            return [(None, "no server") if question == first.text else (1.0, None) for question, _, _ in items]
+
+        def leniency(self, questions: list[tuple[str, str]]) -> Leniency:
+            return Leniency(None, None, 0)
+
+    first, *others = [q for q in DIALOGUES[0].questions if q.asked_after is None]
+    disputed = replace(DIALOGUES[0], questions=(replace(first, note="audit TEMPORAL_ERROR"), *others))
+    config = load_config(None, [*BASE, f"output={tmp_path}", "name=r"])
+    with RunLog(config.run_dir) as log:
+        quiet: Any = Console(file=io.StringIO())
+        pool: Any = FakePool(make_world())
+        judge: Any = Speechless()
+        whole, sure = evaluate(config, pool, STATE, log, quiet, "locomo", [disputed], ["bm25"], judge=judge)
+    assert whole.judge is not None and whole.judge.errors == 1
+    assert sure.judge is not None and sure.judge.errors == 0
 
 
 def test_the_day_of_asking_is_shown_and_not_searched_for() -> None:
