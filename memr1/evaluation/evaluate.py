@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,6 +31,18 @@ from memr1.training.worlds import held_out_worlds
 
 EVALUATED = "evaluated_with"
 """Fact of `run.json`: the evaluation settings under which the table of the run was finished."""
+
+SAME_ROWS = (
+    "backend",
+    "data.cache",
+    "evaluation.systems",
+    "judge",
+    "model.device",
+    "model.threads",
+    "rollout.engine",
+    "rollout.max_tokens_per_batch",
+)
+"""Fields, or groups of fields, that `memr1 eval --set` may change without making rows that another table must hold."""
 
 
 def evaluate_run(
@@ -163,6 +176,15 @@ def _load_weights(run_dir: Path, pool: RunnerPool, state: TrainState, system: Sy
             pool.load_policies(str(folder), (role,))
 
 
+def table_name(benchmark: str, split: str, adversarial: bool, corrected: bool, overrides: Sequence[str]) -> str:
+    """The name under which rows are kept: those over other questions or labels, or under other settings than the run's
+    (`factworld-memory.answerer_top_k=20`), must never meet in one table."""
+    options = {split: split != "test", "adversarial": adversarial, "corrected": corrected}
+    chosen = [name for name, is_chosen in options.items() if is_chosen]
+    changed = sorted(o for o in overrides if not any(f"{o.partition('=')[0]}.".startswith(f"{s}.") for s in SAME_ROWS))
+    return "-".join([benchmark, *chosen, *(re.sub(r"[^A-Za-z0-9_.=]+", "_", o) for o in changed)])
+
+
 def evaluate_folder(
     run_dir: Path,
     benchmark: str,
@@ -209,9 +231,7 @@ def evaluate_folder(
     judge = LLMJudge(config.judge) if judged and config.judge is not None else None
     try:
         with RunLog(run_dir) as log:
-            # rows over different questions or labels must never meet in one table
-            options = {split: split != "test", "adversarial": adversarial, "corrected": audit is not None}
-            label = "-".join([benchmark, *[name for name, chosen in options.items() if chosen]])
+            label = table_name(benchmark, split, adversarial, audit is not None, overrides)
             measures = get_source(benchmark).measures
             return evaluate(
                 config, pool, state, log, console, label, dialogues, systems, measures=measures, judge=judge

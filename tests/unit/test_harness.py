@@ -18,7 +18,7 @@ from memr1.config_file import load_config
 from memr1.data.types import Dialogue, Question, Session, Turn
 from memr1.envs.episode import World
 from memr1.errors import MemR1Error
-from memr1.evaluation.evaluate import evaluate, is_evaluated, weights_folder
+from memr1.evaluation.evaluate import evaluate, is_evaluated, table_name, weights_folder
 from memr1.evaluation.failures import failure, reached
 from memr1.evaluation.harness import Kept, evaluate_system
 from memr1.evaluation.memories.base import Footprint, Memory
@@ -320,6 +320,16 @@ def test_a_table_without_any_row_is_an_error(tmp_path: Path) -> None:
         MemR1Error, match=r"no system can be evaluated on factworld; trained: the run has no finished stage"
     ):
         table(tmp_path, ["trained"], state=TrainState())
+
+
+def test_rows_of_other_questions_or_settings_get_a_table_of_their_own() -> None:
+    assert table_name("locomo", "test", False, False, ()) == "locomo"
+    assert table_name("locomo", "validation", True, True, ()) == "locomo-validation-adversarial-corrected"
+    harmless = ("model.threads=2", "judge.url=http://localhost/v1", "judge.model=wise-1", "evaluation.systems=[bm25]")
+    assert table_name("factworld", "test", False, False, harmless) == "factworld"
+    changed = ("memory.answerer_top_k=20", *harmless, "agents.answerer_endpoint.url=http://a/v1")
+    name = table_name("factworld", "test", False, False, changed)
+    assert name == "factworld-agents.answerer_endpoint.url=http_a_v1-memory.answerer_top_k=20"
 
 
 def test_disputed_labels_give_a_second_row_without_them(tmp_path: Path) -> None:
