@@ -132,6 +132,27 @@ def test_a_critic_of_its_own_takes_what_the_policy_takes() -> None:
     assert (own, shared, none) == (arch.adapter_parameters * 16, 0, 0)
 
 
+def test_a_runner_of_whole_models_holds_the_base_only_where_somebody_asks_it() -> None:
+    arch = describe("Qwen/Qwen2.5-3B-Instruct")
+
+    def copies(*changes: str) -> float:
+        config = load_config(None, ["model.weights=full", *changes])
+        return runner_bytes(arch, config, width=2)["weights"] / (2 * arch.parameters)
+
+    for systems, count in {
+        "trained,bm25": 2,
+        "untrained": 3,
+        "answerer-only": 3,
+        "manager-only": 3,
+        "linked-notes": 3,
+    }.items():
+        assert copies(f"evaluation.systems=[{systems}]") == count, systems
+    extracting = ("agents.extractor=llm", "evaluation.systems=[trained]")
+    assert copies(*extracting) == 3
+    server = ("agents.extractor_endpoint.url=http://localhost:1/v1", "agents.extractor_endpoint.model=m")
+    assert copies(*extracting, *server) == 2
+
+
 def test_a_key_value_cache_is_as_large_as_transformers_makes_it() -> None:
     model = load_causal_lm("tiny-random", device="cpu")
     cache = DynamicCache(config=model.config)
