@@ -58,7 +58,6 @@ def build_tasks(
     *,
     role: str,
     bank: str,
-    seed: int,
     replay: int | None = None,
 ) -> list[TrainTask]:
     """All tasks of a role in these dialogues, in order, with their demonstrations.

@@ -75,7 +75,7 @@ def made(
 ) -> list[TrainTask]:
     world = replace(make_world(), config=config)
     return build_tasks(
-        training_dialogues(config), world, engine or ScriptedEngine(lambda p, r: "ADD"), role=role, bank=bank, seed=0
+        training_dialogues(config), world, engine or ScriptedEngine(lambda p, r: "ADD"), role=role, bank=bank
     )
 
 

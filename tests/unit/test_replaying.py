@@ -146,7 +146,7 @@ def talk() -> Dialogue:
 def replays(length: int, dialogue: Dialogue | None = None) -> list[ReplayTask]:
     made = build_tasks(
         [dialogue or talk()], make_world(), ScriptedEngine(lambda p, r: ""),
-        role="manager", bank="add-everything", seed=0, replay=length,
+        role="manager", bank="add-everything", replay=length,
     )  # fmt: skip
     assert all(t.demonstration is None for t in made)
     return [t.task for t in made if isinstance(t.task, ReplayTask)]
@@ -197,7 +197,7 @@ def test_kept_replays_are_read_back(tmp_path: Path) -> None:
     world = replace(make_world(), config=config)
     engine = ScriptedEngine(lambda p, r: "")
     first, second = (
-        build_tasks(training_dialogues(config), world, engine, role="manager", bank="add-everything", seed=0, replay=2)
+        build_tasks(training_dialogues(config), world, engine, role="manager", bank="add-everything", replay=2)
         for _ in range(2)
     )
     for a, b in zip(first, second, strict=True):
