@@ -118,7 +118,8 @@ def evaluate(
     ] = False,
     systems: Annotated[str, typer.Option(help="Comma-separated rows; empty takes those of the run's config.")] = "",
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value change to the run's config; may be repeated.")
+        list[str] | None,
+        typer.Option("--set", help="key=value change to the run's config, for a table of its own; may be repeated."),
     ] = None,
     list_systems: Annotated[bool, typer.Option("--list-systems", help="Explain the systems and stop.")] = False,
 ) -> None:

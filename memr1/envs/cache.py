@@ -14,7 +14,7 @@ from memr1.memory.jsonl import Fields, canonical, parse_object, read_objects, wr
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when what is kept is made in another way, so that older files are made anew."""
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from memr1.agents.extractor import facts_of
 from memr1.agents.protocol import displayed_date
@@ -17,13 +17,9 @@ from memr1.memory.types import Event, MemoryEntry, MemoryOp, Provenance
 
 @dataclass
 class Ingested:
-    """A bank made from a dialogue, and how it came about."""
+    """A bank made from a dialogue, and what its log does not tell of how it came about."""
 
     bank: MemoryBank
-    operations: dict[str, int] = field(default_factory=dict)
-    """Applied operations by event."""
-    rejected: int = 0
-    """Operations that the bank rejected."""
     unparsed: int = 0
     """Decisions that could not be parsed."""
     decisions: int = 0
@@ -52,11 +48,6 @@ def ingest_with_manager(dialogue: Dialogue, world: World, manager: Speaker) -> E
         done.decisions += 1
         done.unparsed += decided.parse_error is not None
         done.tokens += len(prompt.ids) + len(completion.ids)
-        for result in decided.results:
-            if result.ok:
-                done.operations[result.op.event] = done.operations.get(result.op.event, 0) + 1
-            else:
-                done.rejected += 1
     return done
 
 

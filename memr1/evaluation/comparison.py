@@ -86,7 +86,8 @@ def compare_seeds(
     """Compare two systems of which each was trained with several seeds: (runs of a) against (runs of b).
 
     The interval covers the choice of questions and of seeds, see `crossed_bootstrap`. Questions that some run lacks are
-    counted and left out. Raises MemR1Error as `compare` does; one run on either side is compared as `compare` does.
+    counted and left out; those that some run has no score for, such as a verdict of the judge, are left out. Raises
+    MemR1Error as `compare` does; one run on either side is compared as `compare` does.
     """
     if len(a) == len(b) == 1:
         return compare(a[0], b[0], metric=metric, seed=seed)
@@ -95,12 +96,12 @@ def compare_seeds(
     pairs = [compare(x, y, metric=metric, resamples=100) for x in a for y in b]  # each pair must be comparable
     runs_a, runs_b = [by_question(run) for run in a], [by_question(run) for run in b]
     shared = [k for k in runs_a[0] if all(k in run for run in (*runs_a, *runs_b))]
-    shared = [k for k in shared if score(runs_a[0][k], metric) is not None]
-    if not shared:
+    scores = [[score(run[k], metric) for run in (*runs_a, *runs_b)] for k in shared]
+    scored = [[s for s in of_question if s is not None] for of_question in scores if None not in of_question]
+    if not scored:
         raise MemR1Error("compare: the runs share no scored question; run all on the same questions")
-    first, second = (
-        [[float(score(run[k], metric) or 0.0) for k in shared] for run in side] for side in (runs_a, runs_b)
-    )
+    rows = [list(row) for row in zip(*scored, strict=True)]  # one for each run
+    first, second = rows[: len(a)], rows[len(a) :]
     means_a, means_b = ([sum(row) / len(row) for row in side] for side in (first, second))
     return replace(
         pairs[0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from memr1.config_file import load_config
 from memr1.data.load import get_source, load_dialogues
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
-from memr1.evaluation.judging import judge_predictions
+from memr1.evaluation.judging import judge_predictions, unjudged
 from memr1.evaluation.predictions import Prediction, dump_predictions
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.scores import TEXT_MEASURES
@@ -30,6 +31,18 @@ from memr1.training.worlds import held_out_worlds
 
 EVALUATED = "evaluated_with"
 """Fact of `run.json`: the evaluation settings under which the table of the run was finished."""
+
+SAME_ROWS = (
+    "backend",
+    "data.cache",
+    "evaluation.systems",
+    "judge",
+    "model.device",
+    "model.threads",
+    "rollout.engine",
+    "rollout.max_tokens_per_batch",
+)
+"""Fields, or groups of fields, that `memr1 eval --set` may change without making rows that another table must hold."""
 
 
 def evaluate_run(
@@ -105,9 +118,12 @@ def evaluate(
             predictions, judged = judge_predictions(predictions, judge)
         footprints = [f for _, part in results for f in part]
         sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
+        whole: Row | None = None
         for part in [predictions] if len(sure) == len(predictions) else [predictions, sure]:
             row = summarize(part, footprints, measures=(*measures, "judge") if judge else measures)
-            row = replace(row, judge=judged)
+            whole = whole or row
+            # a memory was built for all questions, and is no dearer for those that are left
+            row = replace(row, judge=judged and replace(judged, errors=unjudged(part)), memory=whole.memory)
             rows.append(row)
             dump_predictions(part, config.run_dir / "predictions" / row.benchmark / f"{name}.jsonl")
             log.evaluation(state.step, "evaluation", row.to_dict())
@@ -160,6 +176,15 @@ def _load_weights(run_dir: Path, pool: RunnerPool, state: TrainState, system: Sy
             pool.load_policies(str(folder), (role,))
 
 
+def table_name(benchmark: str, split: str, adversarial: bool, corrected: bool, overrides: Sequence[str]) -> str:
+    """The name under which rows are kept: those over other questions or labels, or under other settings than the run's
+    (`factworld-memory.answerer_top_k=20`), must never meet in one table."""
+    options = {split: split != "test", "adversarial": adversarial, "corrected": corrected}
+    chosen = [name for name, is_chosen in options.items() if is_chosen]
+    changed = sorted(o for o in overrides if not any(f"{o.partition('=')[0]}.".startswith(f"{s}.") for s in SAME_ROWS))
+    return "-".join([benchmark, *chosen, *(re.sub(r"[^A-Za-z0-9_.=]+", "_", o) for o in changed)])
+
+
 def evaluate_folder(
     run_dir: Path,
     benchmark: str,
@@ -206,9 +231,7 @@ def evaluate_folder(
     judge = LLMJudge(config.judge) if judged and config.judge is not None else None
     try:
         with RunLog(run_dir) as log:
-            # rows over different questions or labels must never meet in one table
-            options = {split: split != "test", "adversarial": adversarial, "corrected": audit is not None}
-            label = "-".join([benchmark, *[name for name, chosen in options.items() if chosen]])
+            label = table_name(benchmark, split, adversarial, audit is not None, overrides)
             measures = get_source(benchmark).measures
             return evaluate(
                 config, pool, state, log, console, label, dialogues, systems, measures=measures, judge=judge

@@ -27,8 +27,13 @@ def judge_predictions(predictions: Sequence[Prediction], judge: LLMJudge) -> tup
     return judged, JudgeRow(
         model=judge.config.model,
         prompt=PROMPT_ID,
-        errors=sum(p.judge_error is not None for p in judged),
+        errors=unjudged(judged),
         accepts_swapped=leniency.swapped,
         accepts_vague=leniency.vague,
         probes=leniency.questions,
     )
+
+
+def unjudged(predictions: Sequence[Prediction]) -> int:
+    """Answers that the judge gave no verdict on."""
+    return sum(p.judge_error is not None for p in predictions)

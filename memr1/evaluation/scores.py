@@ -67,9 +67,12 @@ def _admissible(prediction: Prediction) -> float | None:
 
 def _contract(prediction: Prediction) -> float | None:
     """1.0 where the whole contract is kept: the answer holds all that is required (or declines, where it must) and
-    nothing prohibited, and no prohibited memory was shown. Much recall cannot make up for a leak."""
+    nothing prohibited, and no prohibited memory was shown. Much recall cannot make up for a leak; without an answer
+    none is kept."""
     if prediction.contract is None:
         return None
+    if prediction.answer is None:
+        return 0.0
     done = _abstained(prediction) if prediction.abstain else _required(prediction)
     leaked = {t for turns in prediction.shown_turns for t in turns} & set(prediction.contract.prohibited_turns)
     return float(done in (1.0, None) and _clean(prediction) == 1.0 and not leaked)

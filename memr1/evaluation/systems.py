@@ -27,6 +27,12 @@ class System:
     """Only with memory `manager`."""
     description: str = ""
 
+    @property
+    def asks_base(self) -> bool:
+        """Whether the untrained model is needed beside the roles."""
+        managed = self.memory == "manager" and self.manager == UNTRAINED
+        return self.answerer == UNTRAINED or managed or self.memory == "linked-notes"
+
 
 SYSTEMS = {
     s.name: s

@@ -198,13 +198,11 @@ class Runner:
         """Seconds and tokens of prefill and decoding since the last call."""
         return self.engine.pop_timings()
 
-    def build_tasks(
-        self, dialogues: Sequence[Any], role: str, bank: str, seed: int, replay: int | None = None
-    ) -> list[Any]:
+    def build_tasks(self, dialogues: Sequence[Any], role: str, bank: str, replay: int | None = None) -> list[Any]:
         """Tasks (and their demonstrations) made of dialogues; see `memr1.training.tasks`."""
         from memr1.training.tasks import build_tasks
 
-        return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, seed=seed, replay=replay)
+        return build_tasks(dialogues, self.world, self.engine, role=role, bank=bank, replay=replay)
 
     def read_traces(self, path: str, role: str, min_reward: float) -> list[Any]:
         """Demonstrations of a teacher; see `memr1.training.traces`."""

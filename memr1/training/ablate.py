@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from rich.table import Table
 from memr1.config import Config, StageConfig
 from memr1.config_checks import validate
 from memr1.errors import MemR1Error
+from memr1.evaluation.statistics import Interval
+from memr1.evaluation.table import format_interval
 from memr1.training.checkpoints import committed, load_state
 from memr1.training.runlog import read_evaluation
 
@@ -129,9 +131,8 @@ def ablate(
             train(arm.config, resume="auto", console=console)
     rows = []
     for arm in arms:
-        # the base model can be evaluated in the folder of any run
-        run_dir = arm.config.run_dir if arm.config.stages else arms[-1].config.run_dir
-        rows.append(_row(arm, _measured(arm, run_dir, config, split, console)))
+        home = arm if arm.config.stages else arms[-1]  # the base model can be evaluated in the folder of any run
+        rows.append(_row(arm, home.config.name, _measured(arm, home.config.run_dir, config, split, console)))
     folder = Path(config.output) / config.name
     (folder / TABLE).write_text(json.dumps(rows, indent=2) + "\n")
     console.print(_result_table(rows))
@@ -165,10 +166,10 @@ def _measured(arm: Arm, run_dir: Path, config: Config, split: str, console: Cons
     return row
 
 
-def _row(arm: Arm, measured: dict[str, Any]) -> dict[str, Any]:
+def _row(arm: Arm, run: str, measured: dict[str, Any]) -> dict[str, Any]:
     metrics = {name: measured["metrics"][name] for name in COLUMNS if name in measured["metrics"]}
     return {
-        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "run": arm.config.name,
+        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "run": run,
         "system": arm.system, "questions": measured["n"], "metrics": metrics,
     }  # fmt: skip
 
@@ -186,11 +187,7 @@ def plan_table(arms: Sequence[Arm]) -> Table:
 def _result_table(rows: Sequence[dict[str, Any]]) -> Table:
     table = Table("trained", "reward", "objective", *COLUMNS, "questions", title="percent, with 95 % intervals")
     for row in rows:
-        table.add_row(row["arm"], row["reward"], row["objective"], *_cells(row["metrics"]), str(row["questions"]))
+        found = [row["metrics"].get(name) for name in COLUMNS]
+        cells = [format_interval(None if values is None else Interval(**values)) for values in found]
+        table.add_row(row["arm"], row["reward"], row["objective"], *cells, str(row["questions"]))
     return table
-
-
-def _cells(metrics: dict[str, Any]) -> Iterator[str]:
-    for name in COLUMNS:
-        m = metrics.get(name)
-        yield "" if m is None else f"{100 * m['mean']:.1f} [{100 * m['low']:.1f}, {100 * m['high']:.1f}]"

@@ -59,7 +59,7 @@ def build(config: Config, console: Console | None = None, prompts: Path | None =
             continue
         tasks: list[TrainTask] = []
         for dialogue in dialogues:  # one after the other: what is done is kept when the build is interrupted
-            tasks += build_tasks([dialogue], world, engine, role=role, bank=bank, seed=config.seed, replay=replay)
+            tasks += build_tasks([dialogue], world, engine, role=role, bank=bank, replay=replay)
         if not tasks:
             raise MemR1Error(f"{role}: {len(dialogues)} dialogues gave no task; they hold no fact or no question")
         asked += [canonical(_question(t.playable, role, world)) for t in tasks if prompts and replay is None]

@@ -67,6 +67,8 @@ def manager_report(dialogues: Sequence[Dialogue], tasks: Sequence[DecisionTask],
 def _why_unlinked(dialogue: Dialogue, question: Question, tasks: dict[str, DecisionTask], window: int) -> str | None:
     if not (question.answer or "").strip():
         return "no answer"
+    if question.asked_after is None and any(q.asked_after and (q.answer or "").strip() for q in dialogue.questions):
+        return "asked at the end, in a dialogue with questions after its turns"
     turn = question.asked_after or last_evidence(dialogue, question)
     if turn is None:
         return "no evidence"

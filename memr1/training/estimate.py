@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from memr1.config import MAX_REFILL, Config, StageConfig
+from memr1.evaluation.systems import get_system
 from memr1.models.architectures import Architecture
 
 Bytes = dict[str, int]
@@ -59,7 +60,8 @@ def runner_bytes(arch: Architecture, config: Config, width: int) -> Bytes:
     if config.model.weights == "lora":
         weights = arch.parameters * width + 2 * arch.adapter_parameters * 4
     else:
-        base = config.agents.extractor == "llm" or "untrained" in config.evaluation.systems
+        extracts = config.agents.extractor == "llm" and config.agents.extractor_endpoint is None
+        base = extracts or any(get_system(name).asks_base for name in config.evaluation.systems)
         weights = (2 + base) * arch.parameters * width
     return {
         "weights": weights,

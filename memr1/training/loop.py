@@ -269,9 +269,7 @@ class Trainer:
             traces = self.pool.first("read_traces", stage.traces, stage.role, stage.traces_min_reward)
             return [TrainTask(None, trace) for trace in traces]
         dialogues = training_dialogues(self.config)
-        tasks = self.pool.map(
-            "build_tasks", dialogues, role=stage.role, bank=stage.bank, seed=self.config.seed, replay=stage.replay
-        )
+        tasks = self.pool.map("build_tasks", dialogues, role=stage.role, bank=stage.bank, replay=stage.replay)
         if stage.objective == "sft":
             usable = [t for t in tasks if t.demonstration is not None]
         else:

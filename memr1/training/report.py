@@ -241,7 +241,7 @@ def _headlines(
         best = max(final.values(), key=lambda r: r.metrics[metric].mean)
         shown = final.get("trained", best)
         label = f"{name}, {shown.system}"
-        remark = f"{metric}, n = {shown.n}"
+        remark = f"{metric}, n = {shown.metrics[metric].n}"
         rivals = {s: r for s, r in final.items() if s != shown.system}
         if rivals:
             rival = max(rivals.values(), key=lambda r: r.metrics[metric].mean)

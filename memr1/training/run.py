@@ -39,7 +39,6 @@ FREE_TO_CHANGE = (
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
     "model.threads",
-    "learner.num_learners",
     "data.cache",
 )
 """Fields, or groups of fields, that may differ when a run is resumed; the others would make it another run."""

@@ -70,9 +70,7 @@ def _samples_in(world: World, dialogues: Sequence[Dialogue], unchecked: list[str
         if stage.role == "answerer" and bank == "manager":
             bank = "add-everything"
             unchecked.append("the manager's banks; in the answerer's prompts those of adding everything stand in")
-        tasks = build_tasks(
-            dialogues, world, _NO_ENGINE, role=stage.role, bank=bank, seed=config.seed, replay=stage.replay
-        )
+        tasks = build_tasks(dialogues, world, _NO_ENGINE, role=stage.role, bank=bank, replay=stage.replay)
         if not tasks:
             raise MemR1Error(f"stage {stage.name}: the first dialogues give no task; they hold no fact or no question")
         spoken = [len(t.demonstration.completion_ids) for t in tasks if t.demonstration is not None]

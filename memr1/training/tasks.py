@@ -58,7 +58,6 @@ def build_tasks(
     *,
     role: str,
     bank: str,
-    seed: int,
     replay: int | None = None,
 ) -> list[TrainTask]:
     """All tasks of a role in these dialogues, in order, with their demonstrations.
@@ -202,8 +201,8 @@ def _replay_tasks(dialogue: Dialogue, world: World, policy: str, length: int) ->
     return tasks
 
 
-def _linked(question: Question) -> LinkedQuestion:
-    return LinkedQuestion(question.text, str(question.answer), question.category)
+def _linked(question: Question, watches: Sequence[str] = ()) -> LinkedQuestion:
+    return LinkedQuestion(question.shown_text, str(question.answer), question.category, tuple(watches))
 
 
 def _judges(
@@ -248,9 +247,7 @@ def _judges(
             if entry is not None and q.id in watches:
                 watches[q.id].append(entry.id)
     chosen += [q for q in bearing if q not in chosen]
-    return tuple(
-        LinkedQuestion(q.shown_text, str(q.answer), q.category, tuple(watches.get(q.id, ()))) for q in chosen[:number]
-    )
+    return tuple(_linked(q, watches.get(q.id, ())) for q in chosen[:number])
 
 
 def _hangs_on(question: Question, source: str, others: Sequence[str]) -> bool:

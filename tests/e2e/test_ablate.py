@@ -47,6 +47,7 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
     names = ["neither", "manager only", "answerer only", "both, without distillation", "both"]
     assert [r["arm"] for r in rows] == names
     assert [r["system"] for r in rows] == ["untrained", "manager-only", "answerer-only", "trained", "trained"]
+    assert all((tmp_path / r["run"] / "evaluation.jsonl").is_file() for r in rows)
     assert all(r["questions"] == 7 and "f1" in r["metrics"] for r in rows)
     assert json.loads((tmp_path / "study" / "ablation.json").read_text()) == rows
     before = [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")]

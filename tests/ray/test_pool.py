@@ -58,7 +58,7 @@ def perturbed(pool, version: int) -> WeightUpdate:
 def plays(pool, config, members: int) -> list[Play]:
     from memr1.training.worlds import training_dialogues
 
-    tasks = pool.map("build_tasks", training_dialogues(config), role="answerer", bank="oracle", seed=0)
+    tasks = pool.map("build_tasks", training_dialogues(config), role="answerer", bank="oracle")
     return [Play(t.task, 100 * i + m) for i, t in enumerate(tasks[:6]) for m in range(members)]
 
 
@@ -154,9 +154,7 @@ def test_a_runner_that_dies_in_any_other_phase_is_replaced_and_the_phase_complet
     pool.first("save_policies", str(tmp_path / "before"))
     dialogues = training_dialogues(algorithm.trainer.config)
     calls = {
-        "build_tasks": lambda: [
-            t.task.id for t in pool.map("build_tasks", dialogues, role="answerer", bank="oracle", seed=0)
-        ],
+        "build_tasks": lambda: [t.task.id for t in pool.map("build_tasks", dialogues, role="answerer", bank="oracle")],
         "evaluate": lambda: [
             p.answer
             for predictions, _ in pool.map("evaluate", dialogues, system="add-everything", benchmark="factworld")

@@ -99,6 +99,7 @@ def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_co
     result = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"run_dir"'))
     (row,) = result["rows"]
     assert row["system"] == "add-everything" and row["n"] >= 6
-    predicted = (tmp_path / "tiny" / "predictions" / "factworld" / "add-everything.jsonl").read_text().splitlines()
+    assert row["benchmark"] == "factworld-evaluation.num_worlds=1"  # other worlds than the run's: a table of its own
+    predicted = (tmp_path / "tiny" / "predictions" / row["benchmark"] / "add-everything.jsonl").read_text().splitlines()
     assert len(predicted) == row["n"]
     assert "add-everything" in Path(result["report"]).read_text()

@@ -5,12 +5,15 @@ Not covered: running it (tests/e2e/test_ablate.py).
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import pytest
 
 from memr1.config import Config
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
-from memr1.training.ablate import plan
+from memr1.evaluation.statistics import bootstrap_interval
+from memr1.training.ablate import _result_table, plan
 
 WARM = "{role: answerer, objective: sft}, {role: manager, objective: sft}, "
 LEARN = "{role: answerer, steps: 3, reward: em_squad}, {role: manager, steps: 2}"
@@ -69,3 +72,10 @@ def test_what_cannot_be_ablated_or_trained_is_refused() -> None:
         plan(config("{role: answerer}, {role: manager, objective: sft}"))
     with pytest.raises(MemR1Error, match="em_sett"):
         plan(config(LEARN), rewards=("em_sett",))
+
+
+def test_a_score_without_an_interval_stands_alone_in_the_table() -> None:
+    metrics = {"em_set": asdict(bootstrap_interval([0.0, 1.0])), "f1": asdict(bootstrap_interval([0.4]))}
+    row = {"arm": "both", "reward": "f1", "objective": "grpo", "metrics": metrics, "questions": 1}
+    cells = [next(iter(column.cells)) for column in _result_table([row]).columns]
+    assert cells == ["both", "f1", "grpo", "50.0 [0.0, 100.0]", "40.0", "–", "1"]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,17 @@ def test_questions_that_a_run_lacks_are_left_out_and_counted() -> None:
     a, b = [answers([True] * 10), answers([True] * 8)], [answers([False] * 9), answers([False] * 9)]
     found = compare_seeds(a, b)
     assert (found.paired.n, found.only_a, found.only_b) == (8, 2, 1)
+
+
+def test_a_question_that_one_run_has_no_verdict_on_is_left_out_and_no_zero() -> None:
+    def judged(verdicts: Sequence[float | None]) -> list[Prediction]:
+        return [replace(p, judged=v) for p, v in zip(answers([True] * len(verdicts)), verdicts, strict=True)]
+
+    runs = [judged([1.0, 1.0, 1.0, 1.0]), judged([1.0, None, 1.0, 1.0])]
+    found = compare_seeds(runs, [judged([0.0, 1.0, 1.0, None])], metric="judge")
+    assert (found.paired.n, found.seeds_a, found.mean_b) == (2, (1.0, 1.0), 0.5)
+    assert (found.only_a, found.only_b) == (0, 0)  # everybody answered all questions
+    assert "answered by one system only" not in str(found)
 
 
 def test_runs_are_compared_system_by_system_or_across(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def made(
 ) -> list[TrainTask]:
     world = replace(make_world(), config=config)
     return build_tasks(
-        training_dialogues(config), world, engine or ScriptedEngine(lambda p, r: "ADD"), role=role, bank=bank, seed=0
+        training_dialogues(config), world, engine or ScriptedEngine(lambda p, r: "ADD"), role=role, bank=bank
     )
 
 
@@ -141,6 +141,16 @@ def test_a_question_is_linked_to_the_turn_that_completes_its_evidence_if_the_ear
         "the last turn of its evidence holds no fact": 1,
     }
     assert report["manager, bank: add-everything"]["questions linked to a turn"] == 1
+
+
+def test_the_report_counts_no_question_at_the_end_as_linked_where_others_are_asked_after_turns(tmp_path: Path) -> None:
+    questions = (replace(asked(1, "2"), asked_after="5"), asked(2, "8"))
+    config = config_of(tmp_path, [talk(questions=questions)])
+    tasks = [t.task for t in made(config, "manager") if isinstance(t.task, DecisionTask)]
+    assert {t.turn_id: [q.text for q in t.questions] for t in tasks if t.questions} == {"5": ["Is 1 so?"]}
+    report = build(config)[0]["manager, bank: add-everything"]
+    assert report["questions linked to a turn"] == 1
+    assert list(report["questions not linked"].values()) == [1]
 
 
 # -- retrieval ---------------------------------------------------------------------------------------------------

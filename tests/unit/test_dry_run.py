@@ -46,7 +46,7 @@ def test_the_prompts_are_those_that_the_run_will_send() -> None:
     dialogues = generate_dialogues(config.data.factworld)
     silent = ScriptedEngine(lambda prompt, request: "NOOP")
     for role in ("manager", "answerer"):
-        made = build_tasks(dialogues, world, silent, role=role, bank="oracle", seed=0)
+        made = build_tasks(dialogues, world, silent, role=role, bank="oracle")
         prompts = sorted((task_prompt(t.task, world) for t in made), key=lambda p: len(p.ids))
         for prompt in (prompts[len(prompts) // 2], prompts[-1]):
             assert f"--- {len(prompt.ids)} tokens\n{prompt.text.rstrip()}" in said
@@ -130,6 +130,27 @@ def test_a_critic_of_its_own_takes_what_the_policy_takes() -> None:
         for changes in ([ppo], [ppo, "algo.critic.backbone=policy"], ["stages=[{role: answerer}]"])
     )
     assert (own, shared, none) == (arch.adapter_parameters * 16, 0, 0)
+
+
+def test_a_runner_of_whole_models_holds_the_base_only_where_somebody_asks_it() -> None:
+    arch = describe("Qwen/Qwen2.5-3B-Instruct")
+
+    def copies(*changes: str) -> float:
+        config = load_config(None, ["model.weights=full", *changes])
+        return runner_bytes(arch, config, width=2)["weights"] / (2 * arch.parameters)
+
+    for systems, count in {
+        "trained,bm25": 2,
+        "untrained": 3,
+        "answerer-only": 3,
+        "manager-only": 3,
+        "linked-notes": 3,
+    }.items():
+        assert copies(f"evaluation.systems=[{systems}]") == count, systems
+    extracting = ("agents.extractor=llm", "evaluation.systems=[trained]")
+    assert copies(*extracting) == 3
+    server = ("agents.extractor_endpoint.url=http://localhost:1/v1", "agents.extractor_endpoint.model=m")
+    assert copies(*extracting, *server) == 2
 
 
 def test_a_key_value_cache_is_as_large_as_transformers_makes_it() -> None:

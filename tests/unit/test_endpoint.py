@@ -205,7 +205,7 @@ def test_a_manager_is_paid_for_what_a_server_answers(server: Server) -> None:
     )
     runner = Runner(config)
     tasks = build_tasks(
-        [w.dialogue for w in fact_worlds(1)], runner.world, runner.engine, role="manager", bank="oracle", seed=0
+        [w.dialogue for w in fact_worlds(1)], runner.world, runner.engine, role="manager", bank="oracle"
     )
     asked = [t.task for t in tasks if t.task.questions][:2]
     golds.update({q.text: q.gold for task in asked for q in task.questions})

@@ -428,8 +428,9 @@ def test_a_manager_replays_a_dialogue_and_everything_it_did_is_counted() -> None
     (done,) = drive([ingest_with_manager(told, make_world(), Speaker("manager"))], engine)
     assert not isinstance(done, Failure)
     assert {e.text for e in done.bank.entries()} == {"Ana lives in Rome", "Ben keeps bees"}
-    assert done.operations == {"ADD": 2, "NOOP": 1, "UPDATE": 1}
-    assert (done.decisions, done.unparsed, done.rejected) == (4, 1, 0)
+    stats = done.bank.stats()
+    assert (stats.events, stats.rejected) == ({"ADD": 2, "NOOP": 1, "UPDATE": 1}, {})
+    assert (done.decisions, done.unparsed) == (4, 1)
     requests = [r for batch in engine.batches for r in batch]
     assert {r.policy for r in requests} == {"manager"}
     written = sum(len(t) + 1 for t in ("ADD Ana lives in Oslo", "ADD Ben keeps bees\nNOOP", "what?"))
@@ -441,7 +442,8 @@ def test_rejected_operations_are_counted_apart() -> None:
     engine = ScriptedEngine(lambda p, r: "DELETE 4\nADD x")
     (done,) = drive([ingest_with_manager(told, make_world(), Speaker("manager"))], engine)
     assert not isinstance(done, Failure)
-    assert (done.rejected, done.operations, len(done.bank)) == (2, {}, 0)
+    stats = done.bank.stats()
+    assert (sum(stats.rejected.values()), stats.events, len(done.bank)) == (2, {}, 0)
 
 
 def test_raw_turns_are_entries_with_their_turn_as_evidence() -> None:

@@ -18,7 +18,7 @@ from memr1.config_file import load_config
 from memr1.data.types import Dialogue, Question, Session, Turn
 from memr1.envs.episode import World
 from memr1.errors import MemR1Error
-from memr1.evaluation.evaluate import evaluate, is_evaluated, weights_folder
+from memr1.evaluation.evaluate import evaluate, is_evaluated, table_name, weights_folder
 from memr1.evaluation.failures import failure, reached
 from memr1.evaluation.harness import Kept, evaluate_system
 from memr1.evaluation.memories.base import Footprint, Memory
@@ -26,7 +26,9 @@ from memr1.evaluation.predictions import Prediction, load_predictions
 from memr1.evaluation.remember import RememberingEngine
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
+from memr1.rollout.endpoint import EndpointConfig
 from memr1.rollout.engine import GenerationRequest, SamplingParams
+from memr1.rollout.judge import Item, Leniency, Verdict
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation
 from tests.unit.scripted import BASE, ScriptedEngine, fact_worlds, is_answerer, make_world, shown_entries
@@ -320,15 +322,52 @@ def test_a_table_without_any_row_is_an_error(tmp_path: Path) -> None:
         table(tmp_path, ["trained"], state=TrainState())
 
 
+def test_rows_of_other_questions_or_settings_get_a_table_of_their_own() -> None:
+    assert table_name("locomo", "test", False, False, ()) == "locomo"
+    assert table_name("locomo", "validation", True, True, ()) == "locomo-validation-adversarial-corrected"
+    harmless = ("model.threads=2", "judge.url=http://localhost/v1", "judge.model=wise-1", "evaluation.systems=[bm25]")
+    assert table_name("factworld", "test", False, False, harmless) == "factworld"
+    changed = ("memory.answerer_top_k=20", *harmless, "agents.answerer_endpoint.url=http://a/v1")
+    name = table_name("factworld", "test", False, False, changed)
+    assert name == "factworld-agents.answerer_endpoint.url=http_a_v1-memory.answerer_top_k=20"
+
+
 def test_disputed_labels_give_a_second_row_without_them(tmp_path: Path) -> None:
     first, *others = [q for q in DIALOGUES[0].questions if q.asked_after is None]
     disputed = replace(DIALOGUES[0], questions=(replace(first, note="audit TEMPORAL_ERROR"), *others))
     rows, _, _, config = table(tmp_path, ["bm25"], dialogues=[disputed])
     assert rows == ["bm25", "bm25"]
-    logged = [(r["benchmark"], r["n"]) for r in read_evaluation(config.run_dir)]
-    assert logged == [("factworld", len(others) + 1), ("factworld-undisputed", len(others))]
+    found = read_evaluation(config.run_dir)
+    assert [(r["benchmark"], r["n"]) for r in found] == [
+        ("factworld", len(others) + 1), ("factworld-undisputed", len(others))
+    ]  # fmt: skip
+    assert found[0]["memory"] == found[1]["memory"]  # what building cost a question depends on no label
     kept = load_predictions(config.run_dir / "predictions" / "factworld-undisputed" / "bm25.jsonl")
     assert first.id not in {p.question_id for p in kept}
+
+
+def test_answers_without_a_verdict_are_counted_in_the_row_that_they_are_in(tmp_path: Path) -> None:
+    class Speechless:
+        """A judge whose server fails at one question."""
+
+        config = EndpointConfig("http://127.0.0.1:1/v1", "wise-1")
+
+        def verdicts(self, items: list[Item]) -> list[Verdict]:
+            return [(None, "no server") if question == first.text else (1.0, None) for question, _, _ in items]
+
+        def leniency(self, questions: list[tuple[str, str]]) -> Leniency:
+            return Leniency(None, None, 0)
+
+    first, *others = [q for q in DIALOGUES[0].questions if q.asked_after is None]
+    disputed = replace(DIALOGUES[0], questions=(replace(first, note="audit TEMPORAL_ERROR"), *others))
+    config = load_config(None, [*BASE, f"output={tmp_path}", "name=r"])
+    with RunLog(config.run_dir) as log:
+        quiet: Any = Console(file=io.StringIO())
+        pool: Any = FakePool(make_world())
+        judge: Any = Speechless()
+        whole, sure = evaluate(config, pool, STATE, log, quiet, "locomo", [disputed], ["bm25"], judge=judge)
+    assert whole.judge is not None and whole.judge.errors == 1
+    assert sure.judge is not None and sure.judge.errors == 0
 
 
 def test_the_day_of_asking_is_shown_and_not_searched_for() -> None:

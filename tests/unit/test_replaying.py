@@ -146,7 +146,7 @@ def talk() -> Dialogue:
 def replays(length: int, dialogue: Dialogue | None = None) -> list[ReplayTask]:
     made = build_tasks(
         [dialogue or talk()], make_world(), ScriptedEngine(lambda p, r: ""),
-        role="manager", bank="add-everything", seed=0, replay=length,
+        role="manager", bank="add-everything", replay=length,
     )  # fmt: skip
     assert all(t.demonstration is None for t in made)
     return [t.task for t in made if isinstance(t.task, ReplayTask)]
@@ -181,6 +181,13 @@ def test_replays_of_a_world_ask_after_every_turn_and_at_the_end() -> None:
     assert all(t.due for t in whole.turns)
 
 
+def test_the_day_of_asking_is_shown_in_replays_as_in_single_decisions() -> None:
+    asked = Question("q1", "How old?", "9", "x", evidence=("6",), asked_on="9 March 2030")
+    dialogue = replace(talk(), questions=(asked, replace(asked, id="q2", asked_after="6")))
+    (whole,) = replays(0, dialogue)
+    assert [q.text for q in whole.questions] == [asked.shown_text] * 2
+
+
 def test_kept_replays_are_read_back(tmp_path: Path) -> None:
     from memr1.data.jsonl import write_jsonl
     from memr1.training.worlds import training_dialogues
@@ -190,7 +197,7 @@ def test_kept_replays_are_read_back(tmp_path: Path) -> None:
     world = replace(make_world(), config=config)
     engine = ScriptedEngine(lambda p, r: "")
     first, second = (
-        build_tasks(training_dialogues(config), world, engine, role="manager", bank="add-everything", seed=0, replay=2)
+        build_tasks(training_dialogues(config), world, engine, role="manager", bank="add-everything", replay=2)
         for _ in range(2)
     )
     for a, b in zip(first, second, strict=True):

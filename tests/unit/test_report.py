@@ -239,6 +239,16 @@ def test_a_benchmark_without_the_metric_still_has_its_table(tmp_path):
     assert not (tmp_path / "plots" / "evaluation-factworld.png").exists()
 
 
+def test_a_headline_counts_the_questions_that_its_metric_applies_to(tmp_path):
+    answered = [p for p in run.predictions() if p.system == "trained"]
+    declined = [replace(p, abstain=i < 20) for i, p in enumerate(answered)]
+    with RunLog(tmp_path) as log:
+        log.evaluation(1, "evaluation", summarize(declined, measures=("abstained",)).to_dict())
+    write_report(tmp_path)
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "em_set, n = 40" in text and "n = 60" not in text
+
+
 def test_the_page_fetches_nothing_from_elsewhere(finished):
     html = (finished[0] / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", html)

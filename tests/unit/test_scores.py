@@ -80,6 +80,9 @@ def test_a_contract_is_kept_only_as_a_whole() -> None:
     assert [score(shown, m) for m in ("contract", "required", "clean", "admissible")] == [0.0, 1.0, 1.0, 0.5]
     silent = replace(BOUND, answer=None)
     assert [score(silent, m) for m in ("contract", "required", "clean")] == [0.0, 0.0, 1.0]
+    nothing_required = replace(CONTRACT, required=())
+    assert score(replace(BOUND, contract=nothing_required), "contract") == 1.0
+    assert score(replace(silent, contract=nothing_required), "contract") == 0.0
 
 
 def test_a_contract_to_refuse_is_kept_by_declining() -> None:

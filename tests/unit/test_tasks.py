@@ -21,7 +21,7 @@ SILENT = ScriptedEngine(lambda prompt, request: "NOOP")
 
 
 def tasks(dialogues: list[Dialogue], world: World, role: str, bank: str = "oracle") -> list[TrainTask]:
-    return build_tasks(dialogues, world, SILENT, role=role, bank=bank, seed=0)
+    return build_tasks(dialogues, world, SILENT, role=role, bank=bank)
 
 
 def completion(task: TrainTask) -> str:
@@ -94,7 +94,7 @@ def test_no_answer_is_cloned_whose_evidence_is_out_of_sight() -> None:
     world = make_world("memory.answerer_top_k=1")
     hops = [t for t in tasks(DIALOGUES, world, "answerer") if t.kind == "multi-hop"]
     assert hops and all(t.demonstration is None for t in hops)  # two sources, one shown
-    forgotten = build_tasks(DIALOGUES, make_world(), SILENT, role="answerer", bank="manager", seed=0)
+    forgotten = build_tasks(DIALOGUES, make_world(), SILENT, role="answerer", bank="manager")
     for t in forgotten:  # that manager never stored anything
         assert (t.demonstration is not None) == (t.kind == "unanswerable")
 
