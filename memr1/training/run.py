@@ -18,7 +18,7 @@ from memr1.config import Config
 from memr1.config_file import load_config, to_yaml
 from memr1.errors import MemR1Error
 from memr1.memory.owner import FileOwner
-from memr1.storage import Lease, pull, push, url_of
+from memr1.storage import Lease, exists, pull, push, url_of
 from memr1.training.checkpoints import TrainState, committed, discard, load_state
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
@@ -39,7 +39,6 @@ FREE_TO_CHANGE = (
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
     "model.threads",
-    "learner.num_learners",
     "data.cache",
 )
 """Fields, or groups of fields, that may differ when a run is resumed; the others would make it another run."""
@@ -254,7 +253,7 @@ def _check_same_run(old: Config, new: Config, path: Path) -> None:
 def _check_world_size(old: Config, new: Config, checkpoint: Path) -> None:
     before, now = old.learner.num_learners, new.learner.num_learners
     # at ZeRO 0 every rank holds the whole optimizer; at the end of a stage there is none
-    if before != now and old.learner.zero_stage > 0 and (checkpoint / "learner").is_dir():
+    if before != now and old.learner.zero_stage > 0 and exists(checkpoint / "learner"):
         raise MemR1Error(
             f"{checkpoint / 'learner'}: an optimizer in {before} shards (learner.zero_stage={old.learner.zero_stage}) "
             f"cannot be read by learner.num_learners={now}; resume with {before}, or from a checkpoint at the end of a "
