@@ -7,7 +7,7 @@ tensor of one sequence. All run in this process, with the code of the training l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +36,7 @@ class Rehearsal(Trainer):
             raise MemR1Error(f"stage {stage}: the configuration has {len(config.stages)} stages, counted from 0")
         if config.stages[stage].objective == "sft":
             raise MemR1Error(f"stage {stage} is supervised: it plays nothing; name a stage that learns from rollouts")
+        config = replace(config, learner=replace(config.learner, num_learners=1))
         pool = LocalPool(config) if plays else cast(RunnerPool, None)  # only the learner is needed then
         super().__init__(
             config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder), cast("RunLog", None)

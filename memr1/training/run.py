@@ -69,6 +69,9 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
     console = console or Console()
     if not config.stages:
         raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
+    learners = config.learner.num_learners
+    if config.backend == "local" and learners > 1:
+        raise MemR1Error(f"learner.num_learners: is {learners}, and backend=local has one; set it to 1, or backend=ray")
     if config.data.kind != "factworld":
         training_dialogues(config)  # a file that cannot be read is refused before models are loaded
     with owned(config.run_dir):

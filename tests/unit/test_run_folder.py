@@ -15,7 +15,7 @@ from memr1 import storage
 from memr1.config_file import to_yaml
 from memr1.errors import MemR1Error
 from memr1.training.checkpoints import MARKER, TrainState
-from memr1.training.run import prepare_folder
+from memr1.training.run import prepare_folder, train
 from tests.unit.scripted import make_config
 
 
@@ -41,3 +41,10 @@ def test_shards_of_an_optimizer_that_lie_on_a_store_are_seen(tmp_path: Path, mon
     assert not (checkpoint / "learner").exists(), "a working copy holds no optimizer"
     with pytest.raises(MemR1Error, match="step_000003/learner: an optimizer in 2 shards .* resume with 2"):
         prepare_folder(one, "auto")
+
+
+def test_several_learners_in_one_process_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    config = make_config("stages=[{objective: sft, steps: 1}]", f"output={tmp_path}", "learner.num_learners=2")
+    with pytest.raises(MemR1Error, match="learner.num_learners: is 2, and backend=local has one; set it to 1"):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
