@@ -18,7 +18,7 @@ from memr1.errors import MemR1Error
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rollout.pool import LocalPool, RunnerPool
-from memr1.training.batch import Batch
+from memr1.training.batch import BATCH_FILE, Batch
 from memr1.training.checkpoints import load_state
 from memr1.training.loop import Trainer
 
@@ -42,18 +42,23 @@ class Rehearsal(Trainer):
             config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder), cast("RunLog", None)
         )
         self.checkpoint = checkpoint
+        ahead = False
         if checkpoint is not None:
             self.state = load_state(checkpoint)
+            ahead = self.state.stage == stage and (checkpoint / BATCH_FILE).exists()
             if self.state.stage != stage:
                 self.state.stage_step, self.state.sampler = 0, None
             if plays:
                 self.pool.load_policies(str(checkpoint / "policies"))
         self.state.stage = stage
+        self.first = self.state.step + ahead
+        """The step whose batch `play` begins with, from 0: that of a batch that was played ahead is in the checkpoint,
+        and its tasks are taken."""
 
     def play(self, steps: int) -> Iterator[Batch]:
-        """The batches of `steps` steps, all played with the same weights. The first is what a run would play."""
+        """The batches of `steps` steps, all played with the same weights. The first is what a run would play next."""
         self._prepare_tasks()
-        for step in range(self.state.step, self.state.step + steps):
+        for step in range(self.first, self.first + steps):
             yield self._play_groups(step)
 
     def update(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
