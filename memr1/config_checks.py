@@ -157,7 +157,7 @@ def validate(config: Config, source: str = "config") -> None:
             f"stages.{i}.group_size",
             f"must be 0 or at least 2, is {stage.group_size}",
         )
-        plays = r.prompts_per_step * (stage.group_size or r.group_size)
+        plays = (stage.prompts_per_step or r.prompts_per_step) * (stage.group_size or r.group_size)
         sequences = stage.examples_per_step if stage.objective == "sft" else plays
         need(
             sequences >= config.learner.num_learners,
