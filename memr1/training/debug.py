@@ -18,6 +18,7 @@ from memr1.errors import MemR1Error
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rollout.pool import LocalPool, RunnerPool
+from memr1.storage import reading
 from memr1.training.batch import BATCH_FILE, Batch
 from memr1.training.checkpoints import load_state
 from memr1.training.loop import Trainer
@@ -101,7 +102,8 @@ def replay(config: Config, role: str, sequence: TrainSequence, checkpoint: Path 
         dtype=config.model.dtype, device=device,
     )  # fmt: skip
     if checkpoint is not None:
-        policies.load(role, checkpoint / "policies" / role)
+        with reading(checkpoint / "policies") as written:
+            policies.load(role, written / role)
     plan = plan_microbatches(
         [sequence], num_ranks=1, max_tokens_per_microbatch=config.learner.max_tokens_per_microbatch, pad_id=0
     )
