@@ -189,7 +189,7 @@ class LearnerConfig:
     """The DeepSpeed learner group."""
 
     num_learners: int = 1
-    """DeepSpeed ranks; each takes one GPU where there are GPUs."""
+    """DeepSpeed ranks; each takes one GPU where there are GPUs. `backend: local` has one."""
     zero_stage: int = 0
     """ZeRO stage: 0 to 3. With LoRA on one device 0 is right."""
     max_tokens_per_microbatch: int = 4096

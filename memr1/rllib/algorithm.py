@@ -10,7 +10,6 @@ Shells: the training step is `memr1.training.loop.Trainer.step`. RLlib contribut
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +33,7 @@ from memr1.rllib.placement import Node, cluster_nodes, ensure, reserve_learners,
 from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, shares
 from memr1.rllib.telemetry import Telemetry
+from memr1.storage import copy
 from memr1.training.loop import Trainer
 from memr1.training.run import prepare_folder
 from memr1.training.runlog import RunLog
@@ -168,7 +168,9 @@ class MemoryR1(Algorithm):
         self.step_metrics = {}
         self._telemetry = Telemetry(experiment.name)
         self._bundles = reserve_learners(experiment, self.config.claims)
-        self.env_runner_group = RunnerGroup(config=self.config, local_env_runner=False, tune_trial_id=self.trial_id)
+        self.env_runner_group = RunnerGroup(
+            config=self._for_runners(experiment), local_env_runner=False, tune_trial_id=self.trial_id
+        )
         try:
             self.pool = RayPool(self.env_runner_group)
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
@@ -205,8 +207,15 @@ class MemoryR1(Algorithm):
             name=name,
             output=config.output if "://" in config.output else str(Path(config.output).resolve()),
             model=replace(config.model, name=absolute(config.model.name)),
+            data=replace(config.data, cache=config.data.cache and str(Path(config.data.cache).resolve())),
             memory=replace(config.memory, embedder=absolute(config.memory.embedder)),
         )
+
+    def _for_runners(self, experiment: Config) -> MemoryR1Config:
+        """What runners are made from: with the paths of `_experiment`, as learners get them."""
+        config: MemoryR1Config = self.config.copy(copy_frozen=False)
+        config.memr1 = experiment
+        return config
 
     def _make_learners(self, role: str, policies: str | None) -> RayLearnerGroup:
         return RayLearnerGroup(self.trainer.config, role, policies, self.config.claims, self._bundles)
@@ -277,7 +286,7 @@ class MemoryR1(Algorithm):
         if self.trainer.state.step == 0:
             raise MemR1Error("there is nothing to save before the first step")
         folder = super().save_to_path(path, **kwargs)
-        shutil.copytree(self.trainer.save(), Path(folder) / OWN_CHECKPOINT, dirs_exist_ok=True)
+        copy(self.trainer.save(), str(Path(folder) / OWN_CHECKPOINT))  # a working copy lacks what is large
         return folder
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:

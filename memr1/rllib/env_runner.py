@@ -137,7 +137,8 @@ class DialogueEnvRunner(EnvRunner):
         raise NotImplementedError("weights reach a DialogueEnvRunner through RayPool.push or RayPool.load_policies")
 
     def stop(self) -> None:
-        """Nothing is open: memory banks live in the episodes."""
+        """Close what leads to servers; memory banks live in the episodes."""
+        self.runner.close()
 
 
 def _for_this_process(config: Config, runners_per_node: int) -> Config:

@@ -190,6 +190,11 @@ class EndpointEngine:
         timings, self.timings = dict(self.timings), defaultdict(float)
         return timings
 
+    def close(self) -> None:
+        """Close its connections, and end its threads as soon as they have their answers."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.endpoint.close()
+
 
 class RoutedEngine:
     """Sends the requests of some policies to engines of their own, the rest to the first one."""
@@ -225,6 +230,11 @@ class RoutedEngine:
             for name, value in engine.pop_timings().items():
                 totals[name] = totals.get(name, 0.0) + value
         return totals
+
+    def close(self) -> None:
+        """Close the servers' engines."""
+        for engine in self.routes.values():
+            engine.close()
 
 
 def _plain(request: GenerationRequest) -> list[dict[str, str]]:

@@ -78,6 +78,7 @@ class LocalPool:
 
     def close(self) -> None:
         """See `RunnerPool.close`."""
+        self.runner.close()
 
 
 def check_acknowledged(update: WeightUpdate, versions: Sequence[int]) -> None:

@@ -217,6 +217,13 @@ class Runner:
         self._kept = self._kept or Kept()
         return [evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._kept)]
 
+    def close(self) -> None:
+        """Close what leads to servers."""
+        if isinstance(self.engine, RoutedEngine):
+            self.engine.close()
+        if self._judge is not None:
+            self._judge.close()
+
 
 def _failed(play: Play, failure: Failure) -> Trajectory:
     return Trajectory(

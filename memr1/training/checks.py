@@ -1,4 +1,4 @@
-"""Self-checks in the first step of every stage: cheap, always on, and they stop the run with a message.
+"""Self-checks in the first update of every stage: cheap, always on, and they stop the run with a message.
 
 Wrong masks, stale weights and wrong denominators do not crash; they train something else. These numbers would show it.
 """
@@ -18,20 +18,14 @@ LOW_PRECISION_LIMIT = 0.5
 """The same with bfloat16 weights, whose products round differently in batches of other shapes."""
 
 
-def check_first_step(
-    stage: StageConfig,
-    stage_step: int,
-    metrics: Mapping[str, float],
-    plan: Plan,
-    sequences: Sequence[TrainSequence],
+def check_first_update(
+    stage: StageConfig, metrics: Mapping[str, float], plan: Plan, sequences: Sequence[TrainSequence]
 ) -> None:
-    """Raise MemR1Error when the first step of a stage did not do what it should. Later steps pass unchecked."""
-    if stage_step > 0:
-        return
+    """Raise MemR1Error when the first update of a stage did not do what it should."""
 
     def need(ok: bool, message: str) -> None:
         if not ok:
-            raise MemR1Error(f"stage {stage.name}, first step: {message}. This is a bug or a wrong engine setting")
+            raise MemR1Error(f"stage {stage.name}, first update: {message}. This is a bug or a wrong engine setting")
 
     trained = metrics["learner/trained_tokens"]
     need(trained == plan.trained_tokens, f"{trained:.0f} tokens were trained, {plan.trained_tokens} were planned")

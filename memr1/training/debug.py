@@ -7,7 +7,7 @@ tensor of one sequence. All run in this process, with the code of the training l
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +18,8 @@ from memr1.errors import MemR1Error
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rollout.pool import LocalPool, RunnerPool
-from memr1.training.batch import Batch
+from memr1.storage import reading
+from memr1.training.batch import BATCH_FILE, Batch
 from memr1.training.checkpoints import load_state
 from memr1.training.loop import Trainer
 
@@ -36,23 +37,29 @@ class Rehearsal(Trainer):
             raise MemR1Error(f"stage {stage}: the configuration has {len(config.stages)} stages, counted from 0")
         if config.stages[stage].objective == "sft":
             raise MemR1Error(f"stage {stage} is supervised: it plays nothing; name a stage that learns from rollouts")
+        config = replace(config, learner=replace(config.learner, num_learners=1))
         pool = LocalPool(config) if plays else cast(RunnerPool, None)  # only the learner is needed then
         super().__init__(
             config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder), cast("RunLog", None)
         )
         self.checkpoint = checkpoint
+        ahead = False
         if checkpoint is not None:
             self.state = load_state(checkpoint)
+            ahead = self.state.stage == stage and (checkpoint / BATCH_FILE).exists()
             if self.state.stage != stage:
                 self.state.stage_step, self.state.sampler = 0, None
             if plays:
                 self.pool.load_policies(str(checkpoint / "policies"))
         self.state.stage = stage
+        self.first = self.state.step + ahead
+        """The step whose batch `play` begins with, from 0: that of a batch that was played ahead is in the checkpoint,
+        and its tasks are taken."""
 
     def play(self, steps: int) -> Iterator[Batch]:
-        """The batches of `steps` steps, all played with the same weights. The first is what a run would play."""
+        """The batches of `steps` steps, all played with the same weights. The first is what a run would play next."""
         self._prepare_tasks()
-        for step in range(self.state.step, self.state.step + steps):
+        for step in range(self.first, self.first + steps):
             yield self._play_groups(step)
 
     def update(self, batches: Sequence[Batch]) -> Iterator[dict[str, float]]:
@@ -95,7 +102,8 @@ def replay(config: Config, role: str, sequence: TrainSequence, checkpoint: Path 
         dtype=config.model.dtype, device=device,
     )  # fmt: skip
     if checkpoint is not None:
-        policies.load(role, checkpoint / "policies" / role)
+        with reading(checkpoint / "policies") as written:
+            policies.load(role, written / role)
     plan = plan_microbatches(
         [sequence], num_ranks=1, max_tokens_per_microbatch=config.learner.max_tokens_per_microbatch, pad_id=0
     )

@@ -30,7 +30,7 @@ def rollout(
 
     rehearsal = Rehearsal(load_config(config, overrides or ()), stage, checkpoint, plays=True)
     out.mkdir(parents=True, exist_ok=True)
-    for number, batch in enumerate(rehearsal.play(steps), start=rehearsal.state.step + 1):
+    for number, batch in enumerate(rehearsal.play(steps), start=rehearsal.first + 1):
         path = out / f"batch_{number:06d}.json"
         batch.save(path)
         print(f"{path}: {len(batch.records)} rollouts, {len(batch.sequences)} sequences to train on")

@@ -30,7 +30,7 @@ from memr1.rollout.runner import Play
 from memr1.storage import copy, exists
 from memr1.training.batch import BATCH_FILE, Batch, staleness
 from memr1.training.checkpoints import TrainState, committed, discard, load_state, prune, save_checkpoint
-from memr1.training.checks import check_first_step
+from memr1.training.checks import check_first_update
 from memr1.training.metrics import learner_metrics, rollout_metrics, trajectory_record
 from memr1.training.runlog import RunLog
 from memr1.training.schedule import learning_rate
@@ -53,6 +53,8 @@ class Trainer:
         self.checkpoint: Path | None = None
         self.ahead: Future[Batch] | None = None
         """The next step's batch, where it is played ahead; complete between two steps."""
+        self.unchecked = False
+        """Whether the next update is the first of its stage; steps without a signal before it update nothing."""
         if resume is not None:
             self.resume_from(resume)
 
@@ -215,7 +217,9 @@ class Trainer:
         start = time.perf_counter()
         metrics = learner_metrics(learners.update(plan, settings))
         seconds = time.perf_counter() - start
-        check_first_step(stage, self.state.stage_step, metrics, plan, sequences)
+        if self.unchecked:
+            check_first_update(stage, metrics, plan, sequences)
+            self.unchecked = False
         return metrics | {
             "learner/learning_rate": settings.learning_rate,
             "learner/computed_tokens": float(plan.computed_tokens),
@@ -261,6 +265,7 @@ class Trainer:
             self.sampler.load_state_dict(self.state.sampler)
 
     def _make_learners(self) -> LearnerGroup:
+        self.unchecked = self.state.stage_step == 0
         policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
         return self.make_learners(self.stage.role, policies)
 

@@ -18,7 +18,7 @@ from memr1.config import Config
 from memr1.config_file import load_config, to_yaml
 from memr1.errors import MemR1Error
 from memr1.memory.owner import FileOwner
-from memr1.storage import Lease, pull, push, url_of
+from memr1.storage import Lease, exists, pull, push, url_of
 from memr1.training.checkpoints import TrainState, committed, discard, load_state
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
@@ -69,6 +69,9 @@ def train(config: Config, *, resume: str = "never", console: Console | None = No
     console = console or Console()
     if not config.stages:
         raise MemR1Error("stages: the configuration has none; see configs/train_local.yaml for an example")
+    learners = config.learner.num_learners
+    if config.backend == "local" and learners > 1:
+        raise MemR1Error(f"learner.num_learners: is {learners}, and backend=local has one; set it to 1, or backend=ray")
     if config.data.kind != "factworld":
         training_dialogues(config)  # a file that cannot be read is refused before models are loaded
     if resume not in ("never", "auto") and Path(resume).resolve().parent != (config.run_dir / "checkpoints").resolve():
@@ -253,7 +256,7 @@ def _check_same_run(old: Config, new: Config, path: Path) -> None:
 def _check_world_size(old: Config, new: Config, checkpoint: Path) -> None:
     before, now = old.learner.num_learners, new.learner.num_learners
     # at ZeRO 0 every rank holds the whole optimizer; at the end of a stage there is none
-    if before != now and old.learner.zero_stage > 0 and (checkpoint / "learner").is_dir():
+    if before != now and old.learner.zero_stage > 0 and exists(checkpoint / "learner"):
         raise MemR1Error(
             f"{checkpoint / 'learner'}: an optimizer in {before} shards (learner.zero_stage={old.learner.zero_stage}) "
             f"cannot be read by learner.num_learners={now}; resume with {before}, or from a checkpoint at the end of a "

@@ -16,6 +16,7 @@ from memr1.errors import MemR1Error
 from memr1.rollout import endpoint as endpoint_module
 from memr1.rollout.endpoint import Endpoint, EndpointConfig, EndpointEngine, RoutedEngine
 from memr1.rollout.engine import GenerationRequest, SamplingParams
+from memr1.rollout.pool import LocalPool
 from memr1.rollout.runner import Play, Runner
 from memr1.training.tasks import build_tasks
 from tests.unit.scripted import ScriptedEngine, fact_worlds, make_config
@@ -217,6 +218,22 @@ def test_a_manager_is_paid_for_what_a_server_answers(server: Server) -> None:
         assert manager.trainable and all(manager.sequence.loss_mask)
         assert answers and not any(s.trainable or any(s.sequence.loss_mask) for s in answers)
     assert {b["model"] for b in server.bodies} == {"big"}
+
+
+def test_a_closed_pool_leaves_no_thread_and_no_connection_to_a_server(server: Server) -> None:
+    there = f"{{url: '{server.url}', model: big}}"
+    pool = LocalPool(make_config(f"agents.answerer_endpoint={there}", f"judge={there}"))
+    routed, judge = pool.runner.engine, pool.runner._judge
+    assert isinstance(routed, RoutedEngine) and judge is not None
+    before = set(threading.enumerate())
+    routed.generate([ask(text) for text in "ab"])
+    asking = [t for t in set(threading.enumerate()) - before if t.name.startswith("endpoint-answerer")]
+    assert asking
+    pool.close()
+    for thread in asking:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in asking)
+    assert [e._http.is_closed for e in (routed.routes["answerer"].endpoint, judge._endpoint)] == [True, True]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class TestVllmEngine(EngineContract):
 
 
 def test_a_run_trains_with_it(saved: tuple[str, tuple[int, ...]], tmp_path: Path) -> None:
-    """Rollouts by vLLM, updates by DeepSpeed: the first step's self-check compares their log-probabilities, and the
+    """Rollouts by vLLM, updates by DeepSpeed: the first update's self-check compares their log-probabilities, and the
     second step's rollouts are played with pushed weights."""
     from memr1.training.local import LocalSession
     from memr1.training.run import prepare_folder

@@ -1,0 +1,50 @@
+"""What is refused before a run's folder is touched or a model is loaded.
+
+Not covered: whole runs, resumed with other settings or from local checkpoints (tests/e2e/test_local_run.py).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from memr1 import storage
+from memr1.config_file import to_yaml
+from memr1.errors import MemR1Error
+from memr1.training.checkpoints import MARKER, TrainState
+from memr1.training.run import prepare_folder, train
+from tests.unit.scripted import make_config
+
+
+def test_shards_of_an_optimizer_that_lie_on_a_store_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+    from fsspec.implementations.dirfs import DirFileSystem
+
+    # names without a leading slash, as a bucket's
+    store = DirFileSystem(str(tmp_path / "store"), fsspec.filesystem("file", auto_mkdir=True))
+    monkeypatch.setattr(storage, "_filesystem", lambda scheme: store)
+    output = tmp_path / "s3:" / "bucket"
+    settings = ("name=r", f"output={output}", "backend=ray", "learner.zero_stage=2", "learner.num_learners=2")
+    config = make_config("stages=[{objective: grpo}]", *settings)
+    checkpoint = config.run_dir / "checkpoints" / "step_000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps(asdict(TrainState(step=3, stage_step=3))))
+    (checkpoint / MARKER).touch()
+    (config.run_dir / "config.yaml").write_text(to_yaml(config))
+    assert prepare_folder(config, "auto") == checkpoint
+    one = replace(config, learner=replace(config.learner, num_learners=1))
+    with storage.writing(checkpoint / "learner") as written:
+        (written / "shard").write_bytes(b"1")
+    assert not (checkpoint / "learner").exists(), "a working copy holds no optimizer"
+    with pytest.raises(MemR1Error, match="step_000003/learner: an optimizer in 2 shards .* resume with 2"):
+        prepare_folder(one, "auto")
+
+
+def test_several_learners_in_one_process_are_refused_before_anything_is_made(tmp_path: Path) -> None:
+    config = make_config("stages=[{objective: sft, steps: 1}]", f"output={tmp_path}", "learner.num_learners=2")
+    with pytest.raises(MemR1Error, match="learner.num_learners: is 2, and backend=local has one; set it to 1"):
+        train(config)
+    assert list(tmp_path.iterdir()) == []
