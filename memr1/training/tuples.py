@@ -38,6 +38,7 @@ def settings_of(world: World, role: str, bank: str, replay: int | None) -> dict[
     config = world.config
     memory = dataclasses.asdict(config.memory)
     del memory["pressure"]  # paid at play
+    memory["embedder"] = weights_identity(config.memory.embedder)  # decides what is retrieved
     settings: dict[str, Any] = {"kind": "answer", "bank": bank, "memory": memory, "extractor": config.agents.extractor}
     if role == "manager":
         settings["questions"] = config.rollout.questions_per_decision

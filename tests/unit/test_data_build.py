@@ -28,6 +28,7 @@ from memr1.training import data_build
 from memr1.training.data_report import last_evidence
 from memr1.training.tasks import TrainTask, build_tasks, task_prompt
 from memr1.training.traces import read_traces
+from memr1.training.tuples import settings_of
 from memr1.training.worlds import training_dialogues
 from tests.unit.scripted import ScriptedEngine, fact_worlds, make_config, make_world
 
@@ -151,6 +152,16 @@ def test_the_report_counts_no_question_at_the_end_as_linked_where_others_are_ask
     report = build(config)[0]["manager, bank: add-everything"]
     assert report["questions linked to a turn"] == 1
     assert list(report["questions not linked"].values()) == [1]
+
+
+def test_tasks_of_an_embedder_in_a_folder_are_not_those_of_other_weights_there(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    world = replace(make_world(), config=make_config(f"memory.embedder={tmp_path}"))
+    settings = []
+    for content in ("a", "ab"):
+        weights.write_text(content)
+        settings.append(settings_of(world, "answerer", "add-everything", None))
+    assert settings[0] != settings[1] == settings_of(world, "answerer", "add-everything", None)
 
 
 # -- retrieval ---------------------------------------------------------------------------------------------------
