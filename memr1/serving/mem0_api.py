@@ -91,7 +91,7 @@ class Mem0Update(Loose):
 def _split(filters: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str, Any]]:
     """Whose memories a filter of mem0 means, and what else it asks of them. 422 for what cannot be applied."""
     scope: dict[str, str] = {}
-    rest: dict[str, Any] = {}
+    rest: list[dict[str, Any]] = []
     todo = list((filters or {}).items())
     while todo:
         name, value = todo.pop()
@@ -100,13 +100,13 @@ def _split(filters: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str,
         elif name in _ENTITIES.values():
             if value == "*":
                 continue
-            if not isinstance(value, str) or scope.get(name, value) != value:
-                raise ApiError(422, "invalid_field", f"filters.{name}: one text is expected", param="filters")
+            if not isinstance(value, str) or not value or scope.get(name, value) != value:
+                raise ApiError(422, "invalid_field", f"filters.{name}: one name is expected", param="filters")
             scope[name] = value
         elif name == "metadata" and isinstance(value, dict):
-            rest |= {f"metadata.{key}": wanted for key, wanted in value.items()}
+            rest += [{f"metadata.{key}": wanted} for key, wanted in value.items()]
         elif name in ("created_at", "updated_at"):
-            rest[name] = value
+            rest.append({name: value})
         else:
             raise ApiError(
                 422,
@@ -114,7 +114,7 @@ def _split(filters: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str,
                 f"filters.{name}: use user_id, agent_id, run_id, metadata, created_at, updated_at and AND",
                 param="filters",
             )
-    return scope, rest
+    return scope, {"and": rest} if rest else {}
 
 
 def _named(body: Mem0Add | Mem0Search, scope: Mapping[str, str]) -> Named:

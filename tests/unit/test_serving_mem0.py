@@ -77,12 +77,18 @@ def test_filters_are_applied_or_refused_and_never_ignored(client: TestClient) ->
 
     both = {"AND": [{"user_id": "mara"}, {"metadata": {"topic": "pet"}}]}
     assert [m["memory"] for m in found(both).json()["results"]] == ["Mara has a cat."]
+    # a name twice in AND is two conditions
+    past, later = {"created_at": {"gte": "2020-01-01"}}, {"created_at": {"gte": "2100-01-01"}}
+    for bounds, count in (([past], 2), ([past, later], 0), ([later, past], 0)):
+        assert len(found({"AND": [{"user_id": "mara"}, *bounds]}).json()["results"]) == count
+    topics = [{"metadata": {"topic": topic}} for topic in ("pet", "home")]
+    assert found({"AND": [{"user_id": "mara"}, *topics]}).json()["results"] == []
     page = client.post(
         "/v3/memories/", json={"filters": {"user_id": "mara"}}, params={"page": 2, "page_size": 1}
     ).json()
     assert (page["count"], page["next"]) == (2, None) and page["previous"] is not None
     assert [m["memory"] for m in page["results"]] == ["Mara has a cat."]
-    for wrong in ({"OR": [{"user_id": "mara"}]}, {"categories": ["x"]}, {"user_id": 7}):
+    for wrong in ({"OR": [{"user_id": "mara"}]}, {"categories": ["x"]}, {"user_id": 7}, {"user_id": ""}):
         refused = found(wrong)
         assert refused.status_code == 422 and set(refused.json()) == {"detail", "code", "request_id"}
     assert client.request("DELETE", "/memories").status_code == 422, "nobody deletes everybody's by leaving a name out"
