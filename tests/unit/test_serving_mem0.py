@@ -51,6 +51,22 @@ def test_the_open_source_routes_add_read_change_and_delete(client: TestClient) -
     assert client.get("/memories", params={"user_id": "mara"}).json() == {"results": []}
 
 
+def test_what_changes_a_memory_is_counted_once_whatever_the_route(client: TestClient) -> None:
+    def ask(method: str, path: str, body: Any = None) -> Any:
+        return [client.request(method, path, json=body, headers={"Idempotency-Key": method}) for _ in range(2)][
+            1
+        ].json()
+
+    (added,) = ask("POST", "/memories", said("Mara lives in Oslo.", user_id="mara", infer=False))["results"]
+    at = f"/memories/{added['id']}"
+    ask("PUT", at, {"metadata": {"topic": "home"}})
+    client.put(at, json={"text": "Mara lives in Rome."})
+    ask("DELETE", at)
+    shown = client.get("/metrics").text
+    for event, count in (("ADD", 1), ("UPDATE", 2), ("DELETE", 1)):
+        assert f'memr1_operations_total{{event="{event}"}} {count}.0' in shown
+
+
 def test_a_user_has_the_memories_of_every_agent_and_run(client: TestClient) -> None:
     client.post("/memories", json=said("Mara lives in Oslo.", user_id="mara"))
     client.post("/memories", json=said("Mara books trains.", user_id="mara", agent_id="travel"))
