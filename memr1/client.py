@@ -192,10 +192,10 @@ class AsyncMemory:
         return changed
 
     def _at(self, bank: str | None) -> str:
-        return f"/v1/banks/{quote(bank or self.bank, safe='')}"
+        return f"/v1/banks/{_in_path('bank', bank or self.bank)}"
 
     def _memory(self, memory_id: str, bank: str | None) -> str:
-        return f"{self._at(bank)}/memories/{quote(memory_id, safe='')}"
+        return f"{self._at(bank)}/memories/{_in_path('memory_id', memory_id)}"
 
     async def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
@@ -216,6 +216,14 @@ class AsyncMemory:
             refusal.get("request_id", ""),
             refusal.get("details"),
         )
+
+
+def _in_path(field: str, value: str) -> str:
+    """A name as one part of a path. Empty ones and dots, which URLs resolve, would be another path: deleting the memory
+    `..` would drop its bank."""
+    if value in ("", ".", ".."):
+        raise MemR1Error(f"{field}: {value!r} is no name")
+    return quote(value, safe="")
 
 
 def _scope(user_id: str | None = None, agent_id: str | None = None, run_id: str | None = None) -> dict[str, str]:

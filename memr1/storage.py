@@ -156,6 +156,7 @@ def push(run_dir: Path) -> None:
     """Make the store's log, report and rollouts of a run those of its working copy. Checkpoints are left alone."""
     if url_of(run_dir) is None:
         return
+    check_lease(run_dir)
     with said(run_dir):
         fs, key = _store(run_dir)
         there = {name[len(key) + 1 :]: info["size"] for name, info in fs.find(key, detail=True).items()}
@@ -206,10 +207,20 @@ def local_file(place: str) -> str:
     return str(path)
 
 
+def check_lease(run_dir: Path) -> None:
+    """`MemR1Error` when somebody else has taken over the run whose lease this process had: it was cut off or stopped
+    for so long that it counted as dead, and what it writes now would be mixed with what its heir writes."""
+    lease = _held.get(run_dir)
+    if lease is not None:
+        with said(run_dir):
+            lease.check()
+
+
 class Lease:
     """One writer of a run on a store: a small object that its holder changes every few seconds.
 
-    Clocks of machines may be apart, so no times are compared: whoever finds a lease watches whether it changes.
+    Clocks of machines may be apart, so no times are compared: whoever finds a lease watches whether it changes. A
+    holder that was taken for dead finds its heir's name there, leaves the lease alone, and is refused by `check_lease`.
     """
 
     def __init__(self, run_dir: Path, holder: Mapping[str, Any]) -> None:
@@ -227,8 +238,9 @@ class Lease:
                 left = found
             self._write()
             time.sleep(SETTLE_S)
-            if (found := self._read()) is None or json.loads(found)["nonce"] != self._holder["nonce"]:
+            if (found := self._read()) is None or not self._is_ours(found):
                 raise self._refusal(found)
+        _held[run_dir] = self
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
@@ -237,13 +249,25 @@ class Lease:
         """Give it back."""
         self._end.set()
         self._thread.join()
+        _held.pop(self._path.parent, None)
         with said(self._path):
-            self._fs.rm_file(self._key)
+            if (found := self._read()) is not None and self._is_ours(found):
+                self._fs.rm_file(self._key)
+
+    def check(self) -> None:
+        """`MemR1Error` names who has it now, where that is somebody else."""
+        if (found := self._read()) is not None and not self._is_ours(found):
+            raise self._refusal(found)
 
     def _renew(self) -> None:
         while not self._end.wait(RENEW_S):
             with suppress(OSError):  # tried again in a moment
+                if (found := self._read()) is not None and not self._is_ours(found):
+                    return
                 self._write()
+
+    def _is_ours(self, found: str) -> bool:
+        return bool(json.loads(found)["nonce"] == self._holder["nonce"])
 
     def _write(self) -> None:
         self._beats += 1
@@ -262,6 +286,10 @@ class Lease:
             f"{url_of(self._path.parent)}: {who.get('name')} (process {who.get('pid')} on {who.get('host')}) trains "
             "here; wait for it or stop it, or set another `name`"
         )
+
+
+_held: dict[Path, Lease] = {}
+"""Leases of this process, by working copy."""
 
 
 def _is_log(path: Path, run_dir: Path) -> bool:

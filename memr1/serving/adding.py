@@ -52,7 +52,8 @@ async def add(
                 key=key,
                 create=True,
             )
-            services.metrics.count(applied.results)
+            if not applied.replayed:
+                services.metrics.count(applied.results)
         for result in sorted(applied.results, key=lambda r: (r.reason or "").startswith("aborted")):
             accepted(result)
         return [Decided(tuple(s.text for s in said), None, applied)]

@@ -107,12 +107,14 @@ class BankService:
         self._max_banks = max_banks
         self._store = BankStore.open(target, embedder, owner="memr1 serve")
         self._rules = BankRules(max_entries=max_entries)
-        self._known: dict[str | None, dict[BankRef, str]] = {}
-        self._table = threading.RLock()
+        self._known: dict[str | None, set[BankRef]] = {}
+        self._table = threading.Lock()
+        # of whoever makes or drops a bank, which can wait for the database to be written anew; reads do not wait for it
+        self._making = threading.RLock()
         for bank_id in self._store.names():
             found = Scope.of(bank_id)
             if found is not None:
-                self._known.setdefault(found[0].tenant, {})[BankRef(*found)] = bank_id
+                self._know(BankRef(*found))
         self._jobs = JobTable(self._store)
 
     def close(self) -> None:
@@ -133,7 +135,7 @@ class BankService:
         """Banks of a scope and of narrower ones, sorted; with a name, only the one of exactly this scope, if there."""
         self._check(principal, within)
         with self._table:
-            known = self._known.get(within.tenant, {})
+            known = self._known.get(within.tenant, set())
             if name is not None:
                 return [ref] if (ref := BankRef(within, name)) in known else []
             found = [ref for ref in known if within.covers(ref.scope)]
@@ -142,9 +144,8 @@ class BankService:
     def create(self, principal: Scope, ref: BankRef, rules: BankRules | None = None) -> None:
         """Make an empty bank; 409 when it is there."""
         self._check(principal, ref.scope)
-        with self._table:
-            if ref in self._known.get(ref.scope.tenant, ()):
-                raise ApiError(409, "bank_exists", f"there is a bank {ref.name!r} in this scope already")
+        with self._making:
+            self._check_new(ref)
             self._create(ref, rules)
 
     def _create(self, ref: BankRef, rules: BankRules | None = None) -> MemoryBank:
@@ -153,15 +154,21 @@ class BankService:
             bank = self._store.scoped(ref.scope).create(ref.name, rules=rules or self._rules)
         except MemR1Error as error:
             raise as_api_error(error) from error
-        self._known.setdefault(ref.scope.tenant, {})[ref] = bank.bank_id
+        self._know(ref)
         return bank
 
     def drop(self, principal: Scope, ref: BankRef) -> None:
         """Remove a bank with everything in it."""
-        self._bank(principal, ref)
-        with self._table:
-            self._store.scoped(ref.scope).drop(ref.name)
-            self._known[ref.scope.tenant].pop(ref, None)
+        with self._making:
+            self._bank(principal, ref)
+            with self._table:
+                self._known[ref.scope.tenant].discard(ref)
+            try:
+                self._store.scoped(ref.scope).drop(ref.name)
+            except MemR1Error as error:
+                if ref.scope.bank_id(ref.name) in self._store.names():
+                    self._know(ref)
+                raise as_api_error(error) from error
 
     def stats(self, principal: Scope, ref: BankRef) -> tuple[BankStats, BankRules]:
         """Counts and limits of a bank."""
@@ -276,7 +283,7 @@ class BankService:
             trial = self.trial(principal, ref, ops, time=time, on_reject=on_reject)
             if not any(r.ok for r in trial.results):
                 return trial  # nothing to keep, so no bank to keep it in
-            with self._table:
+            with self._making:
                 bank = self._bank(principal, ref, missing_ok=True)
                 if bank is None:
                     bank = self._create(ref)
@@ -363,15 +370,14 @@ class BankService:
             except MemR1Error as error:
                 said = str(error).replace(str(path), "import")
                 raise ApiError(422, "invalid_import", said) from error
-        with self._table:
-            if ref in self._known.get(ref.scope.tenant, ()):
-                raise ApiError(409, "bank_exists", f"there is a bank {ref.name!r} in this scope already")
+        with self._making:
+            self._check_new(ref)
             self._check_room(ref)
             try:
                 kept = self._store.scoped(ref.scope).adopt(bank, ref.name)
             except MemR1Error as error:
                 raise as_api_error(error) from error
-            self._known.setdefault(ref.scope.tenant, {})[ref] = kept.bank_id
+            self._know(ref)
         return kept.stats()
 
     def embed(self, texts: Sequence[str]) -> tuple[str, list[list[float]]]:
@@ -405,6 +411,14 @@ class BankService:
     def _check(self, principal: Scope, scope: Scope) -> None:
         if not principal.covers(scope):
             raise not_found("the bank")
+
+    def _know(self, ref: BankRef) -> None:
+        with self._table:
+            self._known.setdefault(ref.scope.tenant, set()).add(ref)
+
+    def _check_new(self, ref: BankRef) -> None:
+        if ref in self._known.get(ref.scope.tenant, ()):
+            raise ApiError(409, "bank_exists", f"there is a bank {ref.name!r} in this scope already")
 
     def _check_room(self, ref: BankRef) -> None:
         if len(self._known.get(ref.scope.tenant, ())) >= self._max_banks:

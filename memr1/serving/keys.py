@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import hmac
 import json
+import logging
 import os
 import re
 import secrets
@@ -38,6 +39,9 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _KEY = re.compile(r"memr1_([0-9a-f]{12})_([A-Za-z0-9_-]{43})")
 _CHECK_S = 0.5
 """The file is looked at this often."""
+_LATER = {"Retry-After": "5"}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,15 @@ class KeyFile:
             return records[key_id]
 
     def authenticate(self, key: str | None) -> Principal:
-        """Whose key it is. `ApiError` 401, in the same words for every key that does not work."""
-        self._refresh()
+        """Whose key it is. `ApiError` 401, in the same words for every key that does not work; 503 for every key while
+        the file cannot be read."""
+        try:
+            self._refresh()
+        except (MemR1Error, OSError) as error:
+            logger.error("nobody gets in: %s", error)
+            raise ApiError(
+                503, "keys_unreadable", "API keys cannot be checked now; see the service's log", headers=_LATER
+            ) from error
         match = _KEY.fullmatch(key or "")
         record = self._records.get(match[1]) if match else None
         # compared also where there is no such key, so that time tells nothing
@@ -170,18 +181,17 @@ class KeyFile:
             now = time.monotonic()
             if not force and now < self._next_look:
                 return
-            self._next_look = now + _CHECK_S
             try:
                 found = self.path.stat()
             except FileNotFoundError:
                 self._records, self._stamp = {}, (-1, -1)  # no file, no keys: nobody gets in
-                return
-            stamp = (found.st_mtime_ns, found.st_ino)
-            if stamp == self._stamp:
-                return
-            if found.st_mode & 0o022:
-                raise MemR1Error(f"{self.path}: others may write it; run `chmod 600 {self.path}`")
-            self._records, self._stamp = self._read(), stamp
+            else:
+                stamp = (found.st_mtime_ns, found.st_ino)
+                if stamp != self._stamp:
+                    if found.st_mode & 0o022:
+                        raise MemR1Error(f"{self.path}: others may write it; run `chmod 600 {self.path}`")
+                    self._records, self._stamp = self._read(), stamp
+            self._next_look = now + _CHECK_S  # only now: what cannot be read is looked at again by the next request
 
     def _read(self) -> dict[str, KeyRecord]:
         try:

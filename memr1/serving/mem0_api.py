@@ -19,8 +19,8 @@ from memr1.serving.adding import add
 from memr1.serving.agents import Decided, Said
 from memr1.serving.banks import BankRef
 from memr1.serving.errors import STATUSES, ApiError, not_found
-from memr1.serving.native_api import banks_of
-from memr1.serving.requests import Caller, InScope, Named, Reader, Writer, accepted, now
+from memr1.serving.native_api import banks_of, change
+from memr1.serving.requests import Caller, InScope, Named, Reader, Writer, now
 from memr1.serving.schemas import MAX_BATCH, Loose, Metadata, Name, Text, Time
 
 
@@ -91,7 +91,7 @@ class Mem0Update(Loose):
 def _split(filters: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str, Any]]:
     """Whose memories a filter of mem0 means, and what else it asks of them. 422 for what cannot be applied."""
     scope: dict[str, str] = {}
-    rest: dict[str, Any] = {}
+    rest: list[dict[str, Any]] = []
     todo = list((filters or {}).items())
     while todo:
         name, value = todo.pop()
@@ -100,13 +100,13 @@ def _split(filters: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str,
         elif name in _ENTITIES.values():
             if value == "*":
                 continue
-            if not isinstance(value, str) or scope.get(name, value) != value:
-                raise ApiError(422, "invalid_field", f"filters.{name}: one text is expected", param="filters")
+            if not isinstance(value, str) or not value or scope.get(name, value) != value:
+                raise ApiError(422, "invalid_field", f"filters.{name}: one name is expected", param="filters")
             scope[name] = value
         elif name == "metadata" and isinstance(value, dict):
-            rest |= {f"metadata.{key}": wanted for key, wanted in value.items()}
+            rest += [{f"metadata.{key}": wanted} for key, wanted in value.items()]
         elif name in ("created_at", "updated_at"):
-            rest[name] = value
+            rest.append({name: value})
         else:
             raise ApiError(
                 422,
@@ -114,7 +114,7 @@ def _split(filters: Mapping[str, Any] | None) -> tuple[dict[str, str], dict[str,
                 f"filters.{name}: use user_id, agent_id, run_id, metadata, created_at, updated_at and AND",
                 param="filters",
             )
-    return scope, rest
+    return scope, {"and": rest} if rest else {}
 
 
 def _named(body: Mem0Add | Mem0Search, scope: Mapping[str, str]) -> Named:
@@ -307,7 +307,7 @@ async def update_memory(memory_id: str, body: Mem0Update, caller: Writer) -> dic
         text, expected = entry.text, entry.version
     op = MemoryOp(Event.UPDATE, text, entry_id, expected_version=expected, metadata=body.metadata or {})
     when = _iso(body.timestamp) if isinstance(body.timestamp, int) else body.timestamp
-    await _change(caller, ref, op, body.model_dump(mode="json"), when)
+    await change(caller, ref, op, body.model_dump(mode="json"), when)
     return {**_memory(ref, await caller.bank("get", ref, entry_id)), "message": "Memory updated successfully"}
 
 
@@ -316,7 +316,7 @@ async def update_memory(memory_id: str, body: Mem0Update, caller: Writer) -> dic
 async def delete_memory(memory_id: str, caller: Writer) -> dict[str, Any]:
     """A tombstone keeps its history."""
     ref, entry_id = BankRef.of_memory_id(memory_id, caller.scope.tenant)
-    await _change(caller, ref, MemoryOp(Event.DELETE, entry_id=entry_id), {})
+    await change(caller, ref, MemoryOp(Event.DELETE, entry_id=entry_id), {})
     return {"message": "Memory deleted successfully!"}
 
 
@@ -330,19 +330,6 @@ async def delete_memories(caller: Writer, named: InScope) -> dict[str, Any]:
     for ref in await _refs(caller, named):
         deleted += await caller.bank("clear", ref, provenance=caller.provenance(None, {}), time=now())
     return {"message": "Memories deleted successfully!", "deleted": deleted}
-
-
-async def _change(caller: Caller, ref: BankRef, op: MemoryOp, body: Any, event_time: str | None = None) -> None:
-    applied = await caller.bank(
-        "apply",
-        ref,
-        [op],
-        provenance=caller.provenance(None, body),
-        time=now(),
-        event_time=event_time,
-        key=caller.idempotency_key,
-    )
-    accepted(applied.results[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- the rest

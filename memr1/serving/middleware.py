@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memr1.errors import MemR1Error
 from memr1.serving.errors import ApiError, as_api_error, body_of, overloaded
-from memr1.serving.keys import key_of
+from memr1.serving.keys import ADMIN, Principal, key_of
 from memr1.serving.observe import log_request
 
 if TYPE_CHECKING:
@@ -27,10 +27,10 @@ logger = logging.getLogger(__name__)
 
 PUBLIC = ("/healthz", "/readyz", "/openapi.json")
 """Need no key: they show nothing of anybody."""
-CONSOLE = "/console"
-"""Pages whose scripts ask for the key themselves."""
 IMPORT_FACTOR = 64
 """An import may be this many times as large as another body."""
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+"""Those that metrics name; a client may make up others."""
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 _SECURITY = {
@@ -82,7 +82,7 @@ class Gate:
 
     def _admit(self, scope: Scope, headers: Headers, answer: _Answer) -> None:
         path, services = scope["path"], self._services
-        if path in PUBLIC or path == CONSOLE or path.startswith(f"{CONSOLE}/"):
+        if path in PUBLIC:
             return
         if self._in_flight > services.settings.max_in_flight:
             raise overloaded(f"{services.settings.max_in_flight} requests are worked on already")
@@ -93,8 +93,11 @@ class Gate:
         answer.extra |= services.rates.check(principal)
 
     async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
+        principal: Principal | None = scope["state"].get("principal")
+        if principal is None:  # public routes take no body, and whoever has no key cannot make the service hold one
+            return b""
         limit = self._services.settings.max_body_bytes
-        if scope["path"].endswith("/import"):
+        if scope["path"].endswith("/import") and principal.may(ADMIN):
             limit *= IMPORT_FACTOR
         too_large = ApiError(413, "body_too_large", f"a body may hold {limit} bytes here; send less at a time")
         announced = headers.get("content-length", "0")
@@ -121,7 +124,8 @@ class Gate:
         route = getattr(scope.get("route"), "path", "unmatched")
         principal = scope["state"].get("principal")
         metrics = self._services.metrics
-        metrics.requests.labels(scope["method"] if route != "unmatched" else "any", route, str(status)).inc()
+        method = scope["method"] if route != "unmatched" and scope["method"] in METHODS else "any"
+        metrics.requests.labels(method, route, str(status)).inc()
         metrics.seconds.labels(route).observe(seconds)
         log_request(
             {

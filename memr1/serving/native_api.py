@@ -15,7 +15,7 @@ from memr1.memory.types import Event, MemoryEntry, MemoryOp
 from memr1.serving import schemas as s
 from memr1.serving.adding import add
 from memr1.serving.agents import Answered
-from memr1.serving.banks import BankRef
+from memr1.serving.banks import Applied, BankRef
 from memr1.serving.errors import ApiError, not_found
 from memr1.serving.jobs import DONE, Job
 from memr1.serving.requests import (
@@ -206,7 +206,7 @@ async def update_memory(
         entry: MemoryEntry = await caller.bank("get", ref, memory_id)
         text, expected = entry.text, entry.version if expected is None else expected
     op = MemoryOp(Event.UPDATE, text, memory_id, expected_version=expected, metadata=body.metadata)
-    await _change(caller, ref, op, {"if_match": if_match, **body.model_dump(mode="json")}, body.event_time)
+    await change(caller, ref, op, {"if_match": if_match, **body.model_dump(mode="json")}, body.event_time)
     return _with_etag(response, await caller.bank("get", ref, memory_id))
 
 
@@ -214,12 +214,13 @@ async def update_memory(
 async def delete_memory(memory_id: str, caller: Writer, named: InBank, if_match: IfMatch) -> s.Decision:
     """A tombstone keeps its history, and `rollback` brings it back; `erase` takes it away for good."""
     op = MemoryOp(Event.DELETE, entry_id=memory_id, expected_version=if_match)
-    applied = await _change(caller, named.ref(caller), op, {"if_match": if_match})
+    applied = await change(caller, named.ref(caller), op, {"if_match": if_match})
     return s.Decision.of_applied(applied)
 
 
-async def _change(caller: Caller, ref: BankRef, op: MemoryOp, body: Any, event_time: str | None = None) -> Any:
-    applied = await caller.bank(
+async def change(caller: Caller, ref: BankRef, op: MemoryOp, body: Any, event_time: str | None = None) -> Applied:
+    """One operation as a decision of its own; `ApiError` when the bank rejects it."""
+    applied: Applied = await caller.bank(
         "apply",
         ref,
         [op],

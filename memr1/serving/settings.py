@@ -20,7 +20,7 @@ class ServingConfig:
     db: str = "memory.db"
     """SQLite file, or URL such as postgresql+psycopg://user@host/database."""
     keys: str | None = None
-    """File with API keys (`memr1 keys`); None: whoever reaches the port may do everything."""
+    """File with API keys (`memr1 keys`); None: programs on this machine may do everything, others nothing."""
     embedder: str | None = None
     """`minilm`, `hash`, a folder or a hub id; None takes the run's, or minilm."""
     extractor: str = "utterance"
@@ -34,8 +34,8 @@ class ServingConfig:
     max_batch: int = 64
     """Generations in one round of the model."""
     timeout_s: float = 60.0
-    """Longest time for the generations of a request; then they are given up and the answer is 504. What was being
-    written is written."""
+    """Longest time for one generation, waiting included; then it is given up and the answer is 504. A request with many
+    messages has one after the other. What was written before is kept."""
     body_timeout_s: float = 20.0
     """Longest wait for the next part of a request's body; then 408."""
     max_deletes: int = 3

@@ -51,8 +51,9 @@ def save_checkpoint(
 ) -> Path:
     """Write and commit a checkpoint. save_batch: writes the batch that was played ahead.
 
-    Raises MemR1Error when the disk is full or not writable.
+    Raises MemR1Error when the disk is full or not writable, or when somebody else has taken over a run on a store.
     """
+    storage.check_lease(run_dir)
     final = run_dir / "checkpoints" / f"step_{state.step:06d}"
     remote = storage.url_of(run_dir) is not None
     # an object store cannot rename: there the marker alone commits

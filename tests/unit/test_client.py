@@ -54,6 +54,18 @@ def test_the_calls_do_what_they_say(memory: Memory) -> None:
         assert refused.value.code == "no_model"
 
 
+@pytest.mark.parametrize("name", ["..", ".", ""])
+def test_a_name_that_a_url_would_resolve_reaches_nothing(memory: Memory, name: str) -> None:
+    memory.add("Mara lives in Oslo.", infer=False, user_id="mara")
+    for call in (memory.delete, memory.get, memory.history):
+        with pytest.raises(MemR1Error, match="memory_id: .* is no name"):
+            call(name, user_id="mara")
+    if name:  # an empty one means the default
+        with pytest.raises(MemR1Error, match="bank: .* is no name"):
+            memory.get_all(bank=name, user_id="mara")
+    assert [m["id"] for m in memory.get_all(user_id="mara")] == ["m1"]
+
+
 def test_a_repeated_add_is_done_once(memory: Memory) -> None:
     said: Any = [{"role": "user", "content": "Mara lives in Oslo."}]
     for replayed in (False, True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from memr1.models.registry import resolve_model
 from memr1.training.checkpoints import TrainState, save_checkpoint
 from memr1.training.export import export_run
 
+ROOT = Path(__file__).resolve().parents[2]
 IDS = torch.tensor([[72, 105, 33, 10, 7]])
 
 
@@ -90,6 +92,28 @@ def test_only_roles_that_the_run_has_begun_to_train_are_written(tmp_path: Path, 
     run, _ = make_run(tmp_path, "lora", TrainState(step=3, stage=0, stage_step=3))
     assert [e.role for e in export_run(run, tmp_path / "out")] == ["answerer"]
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["answerer"]
+
+
+def test_the_job_exports_what_the_command_does_and_ends_in_a_line_of_json(
+    tmp_path: Path, tiny_random: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "rayjobs"))
+    import export
+
+    run, _ = make_run(tmp_path, "lora", DONE)
+    out = tmp_path / "out"
+    assert export.main([str(run), "--to", str(out), "--merged"]) == 0
+    roles = [{"role": role, "folder": str(out / role), "kind": "model", "step": 7} for role in ("answerer", "manager")]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"run_dir": str(run), "roles": roles}
+    assert all((out / role / "model.safetensors").is_file() for role in ("answerer", "manager"))
+    assert export.main([str(run), "--to", str(out)]) == 2
+    assert "is there already and not empty; give --to a new folder" in capsys.readouterr().err
+    in_job = tmp_path / "runtime_resources"
+    in_job.mkdir()
+    monkeypatch.chdir(in_job)
+    assert export.main([str(run), "--to", "out"]) == 2
+    assert "--to: 'out' is relative and would lie in the job's working directory" in capsys.readouterr().err
+    assert not (in_job / "out").exists()
 
 
 def test_what_cannot_be_exported_is_told_before_anything_is_written(tmp_path: Path, tiny_random: Path) -> None:

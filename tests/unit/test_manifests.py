@@ -299,6 +299,23 @@ def test_entry_points_and_their_arguments_are_what_the_programs_take(monkeypatch
     load_config(ROOT / "configs" / "train_local.yaml", [override[1]])
 
 
+def test_the_service_has_time_to_start_and_to_stop():
+    """A container that is killed while it fetches weights would never start; one killed at once finishes nothing."""
+    from memr1.serving.settings import ServingConfig
+
+    (pod,) = (
+        item["spec"]["template"]["spec"]
+        for _, item in all_objects()
+        if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "memr1-bank"
+    )
+    # uvicorn waits for requests, then the service for its model
+    assert pod["terminationGracePeriodSeconds"] >= 2 * ServingConfig().timeout_s + 2
+    (container,) = pod["containers"]
+    start = container["startupProbe"]
+    assert start["httpGet"] == container["livenessProbe"]["httpGet"]
+    assert start["periodSeconds"] * start["failureThreshold"] >= 600
+
+
 def test_the_service_on_ray_serve_fits_its_schemas_and_comes_from_code_that_is_there():
     from ray.serve.schema import ServeDeploySchema
 

@@ -78,6 +78,25 @@ def test_damaged_and_open_files_are_refused_with_a_remedy(keys: KeyFile) -> None
         KeyFile(keys.path.with_name("none.json"))
 
 
+def test_while_the_file_is_damaged_nobody_gets_in_and_nothing_of_it_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = KeyFile(tmp_path / "keys.json", create=True)  # looked at every half second
+    key, _ = keys.create("a")
+    whole = keys.path.read_text()
+    with serving(tmp_path, None, keys) as client:
+        assert client.get("/v1/banks", headers=bearer(key)).status_code == 200
+        keys.path.write_text(whole[: len(whole) // 2])
+        keys._next_look = 0.0
+        for _ in range(3):
+            refused = client.get("/v1/banks", headers=bearer(key))
+            assert error_of(refused, 503)["code"] == "keys_unreadable" and refused.headers["retry-after"] == "5"
+            assert "keys.json" not in refused.text
+        assert "keys.json: not a key file" in caplog.text and key not in caplog.text
+        keys.path.write_text(whole)
+        assert client.get("/v1/banks", headers=bearer(key)).status_code == 200
+
+
 @pytest.mark.parametrize("wrong", [{"tenant": "a/b"}, {"right": "root"}, {"expires": "soon"}, {"user_id": "a\0"}])
 def test_settings_of_a_key_are_checked(keys: KeyFile, wrong: dict[str, str]) -> None:
     with pytest.raises(MemR1Error, match=next(iter(wrong))):

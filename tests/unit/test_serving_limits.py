@@ -12,10 +12,24 @@ from typing import Any
 import httpx
 
 from memr1.serving.app import make_app
-from tests.unit.serving_cases import error_of, local_client, make_services, sensible, serving
+from memr1.serving.keys import KeyFile
+from tests.unit.serving_cases import bearer, error_of, listening, local_client, make_services, sensible, serving
 
 NOTES = "/v1/banks/notes"
 MARA = {"user_id": "mara"}
+SCOPE = {
+    "type": "http",
+    "method": "POST",
+    "path": "/v1/answer",
+    "raw_path": b"/v1/answer",
+    "query_string": b"",
+    "headers": [(b"content-length", b"10"), (b"host", b"127.0.0.1:80")],
+    "client": ("127.0.0.1", 1),
+    "http_version": "1.1",
+    "scheme": "http",
+    "server": ("127.0.0.1", 80),
+}
+"""Of a request whose body is announced, for an application that is called by hand."""
 
 
 def test_large_bodies_are_refused_and_imports_may_be_larger(tmp_path: Path) -> None:
@@ -35,6 +49,43 @@ def test_large_bodies_are_refused_and_imports_may_be_larger(tmp_path: Path) -> N
         exported = client.get(f"{NOTES}/export", params=MARA).content
         assert len(exported) > 2000
         assert client.post("/v1/banks/copy/import", params=MARA, content=exported).status_code == 201
+
+
+def test_without_the_right_to_it_nobody_makes_the_service_hold_a_large_body(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json", create=True)
+    sent: list[Any] = []
+    read, admin = (bearer(keys.create(right, right=right)[0]) for right in ("read", "admin"))
+    services = make_services(tmp_path, None, keys, max_body_bytes=2000)
+    with listening(services) as url, httpx.Client(base_url=url, timeout=20) as client:
+        large = b"x" * 3000
+        assert client.post("/v1/banks/copy/import", params=MARA, content=large, headers=read).status_code == 413
+        assert client.post("/v1/banks/copy/import", params=MARA, content=large, headers=admin).status_code == 422
+        for path in ("/console/import", "/healthz/import", "/v1/banks/copy/import"):
+            assert client.post(path, content=large).status_code == 401, path
+
+    async def ask() -> int:
+        """A public path whose body never comes."""
+
+        async def receive() -> Any:
+            raise AssertionError("the body was asked for")
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {**SCOPE, "path": "/healthz", "raw_path": b"/healthz", "headers": [(b"content-length", b"10")]}
+        await make_app(services)(scope, receive, send)
+        return sent[0]["status"]
+
+    assert asyncio.run(ask()) == 405
+
+
+def test_methods_that_a_client_makes_up_do_not_grow_the_metrics(tmp_path: Path) -> None:
+    with serving(tmp_path, None) as client:
+        for n in range(5):
+            assert client.request(f"MADEUP{n}", "/healthz").status_code == 405
+        shown = client.get("/metrics").text
+    assert "MADEUP" not in shown
+    assert 'memr1_requests_total{method="any",route="/healthz",status="405"} 5.0' in shown
 
 
 def test_a_tenant_has_so_many_banks_and_no_more(tmp_path: Path) -> None:
@@ -196,19 +247,7 @@ def test_a_slow_body_is_not_waited_for(tmp_path: Path) -> None:
         async def send(message: Any) -> None:
             sent.append(message)
 
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": "/v1/answer",
-            "raw_path": b"/v1/answer",
-            "query_string": b"",
-            "headers": [(b"content-length", b"10"), (b"host", b"127.0.0.1:80")],
-            "client": ("127.0.0.1", 1),
-            "http_version": "1.1",
-            "scheme": "http",
-            "server": ("127.0.0.1", 80),
-        }
-        await make_app(services)(scope, receive, send)
+        await make_app(services)(dict(SCOPE), receive, send)
         services.close()
         assert sent[0]["status"] == 408
         return json.loads(sent[1]["body"])

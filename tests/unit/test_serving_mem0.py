@@ -51,6 +51,22 @@ def test_the_open_source_routes_add_read_change_and_delete(client: TestClient) -
     assert client.get("/memories", params={"user_id": "mara"}).json() == {"results": []}
 
 
+def test_what_changes_a_memory_is_counted_once_whatever_the_route(client: TestClient) -> None:
+    def ask(method: str, path: str, body: Any = None) -> Any:
+        return [client.request(method, path, json=body, headers={"Idempotency-Key": method}) for _ in range(2)][
+            1
+        ].json()
+
+    (added,) = ask("POST", "/memories", said("Mara lives in Oslo.", user_id="mara", infer=False))["results"]
+    at = f"/memories/{added['id']}"
+    ask("PUT", at, {"metadata": {"topic": "home"}})
+    client.put(at, json={"text": "Mara lives in Rome."})
+    ask("DELETE", at)
+    shown = client.get("/metrics").text
+    for event, count in (("ADD", 1), ("UPDATE", 2), ("DELETE", 1)):
+        assert f'memr1_operations_total{{event="{event}"}} {count}.0' in shown
+
+
 def test_a_user_has_the_memories_of_every_agent_and_run(client: TestClient) -> None:
     client.post("/memories", json=said("Mara lives in Oslo.", user_id="mara"))
     client.post("/memories", json=said("Mara books trains.", user_id="mara", agent_id="travel"))
@@ -77,12 +93,18 @@ def test_filters_are_applied_or_refused_and_never_ignored(client: TestClient) ->
 
     both = {"AND": [{"user_id": "mara"}, {"metadata": {"topic": "pet"}}]}
     assert [m["memory"] for m in found(both).json()["results"]] == ["Mara has a cat."]
+    # a name twice in AND is two conditions
+    past, later = {"created_at": {"gte": "2020-01-01"}}, {"created_at": {"gte": "2100-01-01"}}
+    for bounds, count in (([past], 2), ([past, later], 0), ([later, past], 0)):
+        assert len(found({"AND": [{"user_id": "mara"}, *bounds]}).json()["results"]) == count
+    topics = [{"metadata": {"topic": topic}} for topic in ("pet", "home")]
+    assert found({"AND": [{"user_id": "mara"}, *topics]}).json()["results"] == []
     page = client.post(
         "/v3/memories/", json={"filters": {"user_id": "mara"}}, params={"page": 2, "page_size": 1}
     ).json()
     assert (page["count"], page["next"]) == (2, None) and page["previous"] is not None
     assert [m["memory"] for m in page["results"]] == ["Mara has a cat."]
-    for wrong in ({"OR": [{"user_id": "mara"}]}, {"categories": ["x"]}, {"user_id": 7}):
+    for wrong in ({"OR": [{"user_id": "mara"}]}, {"categories": ["x"]}, {"user_id": 7}, {"user_id": ""}):
         refused = found(wrong)
         assert refused.status_code == 422 and set(refused.json()) == {"detail", "code", "request_id"}
     assert client.request("DELETE", "/memories").status_code == 422, "nobody deletes everybody's by leaving a name out"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from memr1.errors import MemR1Error
 from tests.unit.serving_cases import error_of, sensible, serving
 
 BANK = "/v1/banks/notes"
@@ -69,6 +71,51 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(client: TestClient) 
         shown = client.post(f"{BANK}/memories", params=MARA, json=asked).json()
         assert shown["dry_run"] and shown["decisions"][0]["operations"][0]["event"] == "ADD"
         assert client.get(BANK, params=MARA).status_code == 404, "not even the bank was made"
+
+
+def test_nobody_waits_for_a_bank_that_is_dropped(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("notes", "other"):
+        client.post(f"/v1/banks/{name}/memories", params=MARA, json={"text": "Mara lives in Oslo.", "infer": False})
+    wiping, go = threading.Event(), threading.Event()
+
+    def wipe() -> None:  # the database is written anew, which takes long
+        wiping.set()
+        go.wait(30)
+
+    monkeypatch.setattr(client.app.state.services.banks._service._store, "wipe", wipe)  # type: ignore[attr-defined]
+    answers: dict[str, int] = {}
+
+    def ask(method: str, name: str) -> None:
+        answers[f"{method} {name}"] = client.request(method, f"/v1/banks/{name}", params=MARA).status_code
+
+    asking = [threading.Thread(target=ask, args=call) for call in (("DELETE", "notes"), ("GET", "other"))]
+    asking.append(threading.Thread(target=ask, args=("GET", "notes")))
+    asking[0].start()
+    assert wiping.wait(20)
+    for thread in asking[1:]:
+        thread.start()
+    for thread in asking[1:]:
+        thread.join(10)
+    meanwhile = dict(answers)
+    go.set()
+    asking[0].join(20)
+    assert meanwhile == {"GET other": 200, "GET notes": 404}
+    assert answers["DELETE notes"] == 204
+
+
+def test_a_bank_whose_pages_could_not_be_wiped_is_gone_all_the_same(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verbatim(client, "Mara lives in Oslo.")
+
+    def wipe() -> None:
+        raise MemR1Error("pages that were given up may still hold it; call wipe()")
+
+    monkeypatch.setattr(client.app.state.services.banks._service._store, "wipe", wipe)  # type: ignore[attr-defined]
+    assert "call wipe()" in error_of(client.delete(BANK, params=MARA), 400)["message"]
+    assert client.get(BANK, params=MARA).status_code == 404
+    assert verbatim(client, "Mara lives in Rome.").status_code == 200
+    assert texts(client) == ["Mara lives in Rome."]
 
 
 @pytest.mark.parametrize("infer", [True, False])
