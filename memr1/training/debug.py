@@ -68,7 +68,7 @@ class Rehearsal(Trainer):
         learners = self._make_learners()
         try:
             if self.state.stage_step > 0 and self.checkpoint is not None:
-                self._restore(learners, self.checkpoint / "learner")
+                learners.restore(str(self.checkpoint / "learner"))
             for batch in batches:
                 yield self._update(learners, batch.sequences) if batch.sequences else {"learner/skipped": 1.0}
                 self.state.stage_step += 1
