@@ -64,9 +64,9 @@ def factworld_rows(limit: int, tokenizer: Any, prompt_tokens: int) -> list[dict[
     return rows
 
 
-def main() -> None:
-    """Parse options, run, print a table and the same as one JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def workload_options(description: str | None) -> argparse.ArgumentParser:
+    """A parser with the options that say which step is measured."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, help='JSON lines {"prompt", "answer"}; default: FactWorld prompts')
     parser.add_argument("--prompts", type=int, default=4, help="rows used in a step")
     parser.add_argument("--prompt-tokens", type=int, default=480, help="about how long FactWorld prompts are")
@@ -75,6 +75,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that warms up")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--lora-rank", type=int, default=16)
+    return parser
+
+
+def main() -> None:
+    """Parse options, run, print a table and the same as one JSON line."""
+    parser = workload_options(__doc__)
     parser.add_argument("--max-tokens-per-microbatch", type=int, default=4096)
     parser.add_argument("--no-reference", action="store_true", help="skip the unshared step")
     parser.add_argument("--seed", type=int, default=0)

@@ -22,21 +22,12 @@ from typing import Any
 from memr1.errors import MemR1Error
 
 sys.path.insert(0, str(Path(__file__).parent))
-from grpo_step import factworld_rows, read_rows
+from grpo_step import factworld_rows, read_rows, workload_options
 
 
 def main() -> None:
     """Measure memr1 in a process of its own, then TRL here, and print both."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=Path, help='JSON lines {"prompt", "answer"}; default: FactWorld prompts')
-    parser.add_argument("--prompts", type=int, default=4, help="rows used in a step")
-    parser.add_argument("--prompt-tokens", type=int, default=480, help="about how long FactWorld prompts are")
-    parser.add_argument("--group-size", type=int, default=8)
-    parser.add_argument("--max-new-tokens", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that warms up")
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--lora-rank", type=int, default=16)
-    args = parser.parse_args()
+    args = workload_options(__doc__).parse_args()
     ours = [sys.executable, str(Path(__file__).with_name("grpo_step.py")), "--no-reference", *sys.argv[1:]]
     done = subprocess.run(ours, stdout=subprocess.PIPE, text=True)
     if done.returncode:

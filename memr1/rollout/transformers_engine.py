@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from memr1.errors import MemR1Error
 from memr1.models.attention import attention_kinds
-from memr1.models.weight_files import from_arrays
-from memr1.rollout.engine import Completion, GenerationRequest, WeightUpdate
+from memr1.rollout.engine import Completion, GenerationRequest
+from memr1.rollout.local_weights import LocalWeights
 from memr1.rollout.prefill import Prompt, common_prefix_length, families, prefill
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ COMPACT_BELOW = 0.75
 """Finished rows are dropped from the cache when fewer than this share of the rows are still running."""
 
 
-class TransformersEngine:
+class TransformersEngine(LocalWeights):
     """Batched generation with a decode loop over a preallocated cache. Not thread-safe."""
 
     def __init__(
@@ -52,36 +52,11 @@ class TransformersEngine:
                 "values; this engine cannot generate with it. Choose a model with full or sliding-window attention"
             )
         self._sliding = "sliding_attention" in kinds
-        self.policies = policies
+        super().__init__(policies)
         self.eos_ids = tuple(eos_ids)
         self.pad_id = pad_id
         self.max_tokens_per_batch = max_tokens_per_batch
         self.decode = decode
-        self.timings: dict[str, float] = defaultdict(float)
-        """Seconds and token counts by phase since the last `pop_timings`."""
-        self._versions: dict[str, int] = dict.fromkeys(policies.policies(), 0)
-
-    # -- weights ------------------------------------------------------------------------------------------------
-
-    def load_weights(self, update: WeightUpdate) -> int:
-        """See `Engine.load_weights`."""
-        update.verify()
-        self.policies.load_weights(update.policy, from_arrays(update.tensors))
-        self._versions[update.policy] = update.version
-        return update.version
-
-    def weight_versions(self) -> dict[str, int]:
-        """See `Engine.weight_versions`."""
-        return dict(self._versions)
-
-    def set_weight_versions(self, versions: Mapping[str, int]) -> None:
-        """Say which versions the weights are that the policy model was just given from files."""
-        self._versions.update(versions)
-
-    def pop_timings(self) -> dict[str, float]:
-        """Seconds (`prefill_s`, `decode_s`) and tokens (`prefill_tokens`, `decode_tokens`) since the last call."""
-        timings, self.timings = dict(self.timings), defaultdict(float)
-        return timings
 
     # -- generation ---------------------------------------------------------------------------------------------
 

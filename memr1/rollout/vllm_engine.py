@@ -13,15 +13,15 @@ import shutil
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memr1.errors import MemR1Error
 from memr1.models.adapters import BASE, PolicyModel
-from memr1.models.weight_files import from_arrays
-from memr1.rollout.engine import Completion, GenerationRequest, WeightUpdate
+from memr1.rollout.engine import Completion, GenerationRequest
+from memr1.rollout.local_weights import LocalWeights
 
 ADAPTER_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Sizes that vLLM reserves for adapters; a smaller adapter uses the next larger one."""
@@ -35,7 +35,7 @@ class _Resident:
     """The LoRARequest that names them; None for full weights and the base."""
 
 
-class VllmEngine:
+class VllmEngine(LocalWeights):
     """Generation by vLLM. Not thread-safe. Make one per process: it takes a share of the device's memory."""
 
     def __init__(
@@ -74,9 +74,8 @@ class VllmEngine:
                     f"model.lora.rank is {policies.adapter_rank} and vLLM takes adapters up to {ADAPTER_RANKS[-1]}"
                 )
             lora = {"enable_lora": True, "max_lora_rank": rank, "max_loras": len(policies.roles)}
-        self.policies = policies
+        super().__init__(policies)
         self.eos_ids = tuple(eos_ids)
-        self.timings: dict[str, float] = defaultdict(float)
         try:
             self._llm: Any = LLM(
                 resolve_model(policies.source),
@@ -92,32 +91,9 @@ class VllmEngine:
         except (ValueError, RuntimeError, NotImplementedError) as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise MemR1Error(f"{policies.source}: vLLM cannot run it: {reason[-1]}") from error
-        self._versions: dict[str, int] = dict.fromkeys(policies.policies(), 0)
         self._resident: dict[str, _Resident] = {}
         self._numbers = itertools.count(1)
         self._folder = tempfile.TemporaryDirectory(prefix="memr1-adapters-")
-
-    # -- weights ------------------------------------------------------------------------------------------------
-
-    def load_weights(self, update: WeightUpdate) -> int:
-        """See `Engine.load_weights`."""
-        update.verify()
-        self.policies.load_weights(update.policy, from_arrays(update.tensors))
-        self._versions[update.policy] = update.version
-        return update.version
-
-    def weight_versions(self) -> dict[str, int]:
-        """See `Engine.weight_versions`."""
-        return dict(self._versions)
-
-    def set_weight_versions(self, versions: Mapping[str, int]) -> None:
-        """See `Engine.set_weight_versions`."""
-        self._versions.update(versions)
-
-    def pop_timings(self) -> dict[str, float]:
-        """Seconds (`generate_s`, `sync_s`) and tokens (`prefill_tokens`, `decode_tokens`) since the last call."""
-        timings, self.timings = dict(self.timings), defaultdict(float)
-        return timings
 
     def _hand_over(self, policy: str) -> Any:
         """Make vLLM hold the current weights of a policy; returns what names them in a call."""

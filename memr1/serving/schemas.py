@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from memr1.errors import MemR1Error
+from memr1.memory import types
 from memr1.memory.checks import check_time
 from memr1.memory.oplog import LogRecord
 from memr1.memory.types import Hit, MemoryEntry, OpResult
@@ -174,6 +175,11 @@ class Provenance(BaseModel):
     adapter: str | None
     weight_version: int | None
 
+    @classmethod
+    def of(cls, provenance: types.Provenance) -> Provenance:
+        """From the bank's own."""
+        return cls(**{**vars(provenance), "turn_ids": list(provenance.turn_ids)})
+
 
 class Memory(BaseModel):
     """An entry of a bank."""
@@ -191,7 +197,6 @@ class Memory(BaseModel):
     @classmethod
     def of(cls, entry: MemoryEntry, **more: Any) -> Any:
         """From the bank's own."""
-        p = entry.provenance
         return cls(
             id=entry.id,
             text=entry.text,
@@ -201,7 +206,7 @@ class Memory(BaseModel):
             updated_at=entry.updated_at,
             event_time=entry.event_time,
             metadata=entry.metadata,
-            provenance=Provenance(**{**vars(p), "turn_ids": list(p.turn_ids)}),
+            provenance=Provenance.of(entry.provenance),
             **more,
         )
 
@@ -342,7 +347,6 @@ class Record(BaseModel):
     @classmethod
     def of(cls, record: LogRecord) -> Record:
         """From the bank's own."""
-        p = record.provenance
         return cls(
             seq=record.seq,
             time=record.time,
@@ -352,7 +356,7 @@ class Record(BaseModel):
             operations=[Operation.of(r) for r in record.results],
             reverts=list(record.reverts),
             erases=list(record.erases),
-            provenance=Provenance(**{**vars(p), "turn_ids": list(p.turn_ids)}),
+            provenance=Provenance.of(record.provenance),
         )
 
 
