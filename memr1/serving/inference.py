@@ -184,9 +184,9 @@ class Inference:
     def _work(self) -> None:
         while items := self._next_round():
             start = time.monotonic()
-            self._play(items)
             self.stats.rounds += 1
-            self.stats.requests += len(items)
+            self.stats.requests += len(items)  # before anybody has an answer: who was answered has been counted
+            self._play(items)
             self.stats.busy_s += time.monotonic() - start
 
     def _next_round(self) -> list[_Waiting]:
