@@ -1,7 +1,8 @@
-"""A key-value cache that leaves room for the tokens to come.
+"""A key-value cache that leaves room for the tokens and rows to come.
 
 transformers' DynamicCache concatenates at every decoded token and so copies the whole cache each time; with dozens of
-rows that costs as much as the model itself. Here decoding writes into room set aside once.
+rows that costs as much as the model itself. Here decoding writes into room set aside once, and a row that parts into
+two is copied alone.
 """
 
 from __future__ import annotations
@@ -28,6 +29,21 @@ class _RoomyLayer(DynamicLayer):
         self._value_room[:, :, :length] = values
         self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
 
+    def copy_rows(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        keys, values = self._key_room, self._value_room
+        if keys is None or values is None or self.keys is None:
+            raise RuntimeError("rows are copied in a cache with room; call make_room first")
+        rows, length = self.keys.shape[0], self.keys.shape[-2]
+        needed = max(rows, int(targets.max()) + 1)
+        if needed > keys.shape[0]:
+            # by half again, so that rows which part one by one do not copy everything each time
+            spare = max(needed, keys.shape[0] * 3 // 2)
+            keys, values = (_grown(room, spare, rows, length) for room in (keys, values))
+            self._key_room, self._value_room = keys, values
+        keys[targets, :, :length] = keys[sources, :, :length]
+        values[targets, :, :length] = values[sources, :, :length]
+        self.keys, self.values = keys[:needed, :, :length], values[:needed, :, :length]
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,9 +54,10 @@ class _RoomyLayer(DynamicLayer):
         end = start + key_states.shape[-2]
         if end > room_keys.shape[-2]:
             raise RuntimeError(f"room for {room_keys.shape[-2]} tokens was set aside, {end} are needed")
-        room_keys[:, :, start:end] = key_states
-        room_values[:, :, start:end] = value_states
-        self.keys, self.values = room_keys[:, :, :end], room_values[:, :, :end]
+        rows = self.keys.shape[0]
+        room_keys[:rows, :, start:end] = key_states
+        room_values[:rows, :, start:end] = value_states
+        self.keys, self.values = room_keys[:rows, :, :end], room_values[:rows, :, :end]
         return self.keys, self.values
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
@@ -52,8 +69,14 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
 
 
+def _grown(room: torch.Tensor, spare: int, rows: int, length: int) -> torch.Tensor:
+    grown = room.new_empty((spare, *room.shape[1:]))
+    grown[:rows, :, :length] = room[:rows, :, :length]
+    return grown
+
+
 class RoomyCache(DynamicCache):
-    """Use as a DynamicCache; call `make_room(n)` before decoding n tokens."""
+    """Use as a DynamicCache; call `make_room(n)` before decoding n tokens, and then `copy_rows` where rows part."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,3 +87,9 @@ class RoomyCache(DynamicCache):
         for layer in self.layers:
             assert isinstance(layer, _RoomyLayer)
             layer.make_room(tokens)
+
+    def copy_rows(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Let rows `targets` hold what rows `sources` hold; targets may be the next rows behind the last."""
+        for layer in self.layers:
+            assert isinstance(layer, _RoomyLayer)
+            layer.copy_rows(sources, targets)

@@ -1,21 +1,20 @@
 """The default engine: plain transformers on CPU or GPU, computing shared prefixes once.
 
-Within one call, prompts that several requests share are prefilled once and their key-value cache is repeated for the
-group; what different prompts have in common is prefilled once, too (`memr1.rollout.prefill`). Nothing is kept between
-calls, so no cache can outlive the weights that made it.
+Within one call, prompts that several requests share are prefilled once, what different prompts have in common is, too
+(`memr1.rollout.prefill`), and completions that begin alike are computed once (`memr1.rollout.decode`). Nothing is kept
+between calls, so no cache can outlive the weights that made it.
 """
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from memr1.errors import MemR1Error
 from memr1.models.attention import attention_kinds
+from memr1.rollout.decode import Decode, sample
 from memr1.rollout.engine import Completion, GenerationRequest
 from memr1.rollout.local_weights import LocalWeights
 from memr1.rollout.prefill import Prompt, common_prefix_length, families, prefill
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
 
     from memr1.models.adapters import PolicyModel
     from memr1.rollout.engine import Watch
-
-Decode = Callable[[Sequence[int]], str]
-COMPACT_BELOW = 0.75
-"""Finished rows are dropped from the cache when fewer than this share of the rows are still running."""
 
 
 class TransformersEngine(LocalWeights):
@@ -101,7 +96,7 @@ class TransformersEngine(LocalWeights):
 
         def rows_and_width(family: Sequence[Prompt]) -> tuple[int, int]:
             longest = [len(p) + max(requests[i].sampling.max_new_tokens for i in prompts[p]) for p in family]
-            return sum(len(prompts[p]) for p in family), max(longest)
+            return sum(self._most_rows(requests, prompts[p]) for p in family), max(longest)
 
         def fits(rows: int, width: int) -> bool:
             return rows * width <= self.max_tokens_per_batch
@@ -123,6 +118,12 @@ class TransformersEngine(LocalWeights):
                     rows, widest = more, width
         return batches
 
+    @staticmethod
+    def _most_rows(requests: Sequence[GenerationRequest], members: Sequence[int]) -> int:
+        """Rows that a prompt may come to: greedy members never part."""
+        sampled = sum(requests[i].sampling.temperature > 0 for i in members)
+        return sampled + (sampled < len(members))
+
     def _generate_batch(
         self,
         model: torch.nn.Module,
@@ -134,157 +135,27 @@ class TransformersEngine(LocalWeights):
     ) -> list[tuple[int, Completion]]:
         import torch
 
-        def go_on(row: int, token: int) -> bool:
-            assert watch is not None
-            return any([watch(i, token) for i in rows[row][1]])  # a list: everybody is told
-
         with torch.inference_mode():
             start = time.perf_counter()
-            # identical greedy requests have one answer: compute it once
-            rows: list[tuple[int, list[int]]] = []  # (prompt index, request indices served by this row)
             prompts = [prompt for family in batch for prompt in family]
-            for p, prompt in enumerate(prompts):
-                greedy: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-                for i in members_of[prompt]:
-                    sampling = requests[i].sampling
-                    ends = (sampling.max_new_tokens, sampling.stop)
-                    if sampling.temperature > 0:
-                        rows.append((p, [i]))
-                    elif ends in greedy:
-                        greedy[ends].append(i)
-                    else:
-                        greedy[ends] = [i]
-                        rows.append((p, greedy[ends]))
+            members = [(p, i) for p, prompt in enumerate(prompts) for i in members_of[prompt]]
             filled = prefill(model, batch, self.pad_id)
-            assert filled.logits is not None and filled.mask is not None
             self.timings["prefill_s"] += time.perf_counter() - start
             self.timings["prefill_tokens"] += filled.computed
             start = time.perf_counter()
-            how = [requests[members[0]].sampling for _, members in rows]
-            decoded = _decode(
+            decoded, computed = sample(
                 model,
-                filled.logits,
-                filled.cache,
-                filled.mask,
-                prompt_of_row=[p for p, _ in rows],
-                prompt_lengths=filled.lengths,
-                max_new_tokens=[s.max_new_tokens for s in how],
-                temperatures=[s.temperature for s in how],
-                seeds=[s.seed for s in how],
+                filled,
+                [p for p, _ in members],
+                [requests[i].sampling for _, i in members],
                 eos_ids=self.eos_ids,
-                stops=[s.stop for s in how],
                 decode=self.decode,
-                watch=None if watch is None else go_on,
+                watch=None if watch is None else lambda member, token: watch(members[member][1], token),
             )
             self.timings["decode_s"] += time.perf_counter() - start
             self.timings["decode_tokens"] += sum(len(ids) for ids, _, _ in decoded)
-        out: list[tuple[int, Completion]] = []
-        for (_, members), (ids, logprobs, reason) in zip(rows, decoded, strict=True):
-            completion = Completion(tuple(ids), tuple(logprobs), reason, version)
-            out.extend((i, completion) for i in members)
-        return out
-
-
-def _decode(
-    model: torch.nn.Module,
-    logits: torch.Tensor,
-    cache: Any,
-    mask: torch.Tensor,
-    *,
-    prompt_of_row: list[int],
-    prompt_lengths: list[int],
-    max_new_tokens: list[int],
-    temperatures: list[float],
-    seeds: list[int],
-    eos_ids: Sequence[int],
-    stops: list[tuple[str, ...]],
-    decode: Decode | None,
-    watch: Watch | None,
-) -> list[tuple[list[int], list[float], str]]:
-    """Sample one completion per row; rows of one prompt start from copies of its cache."""
-    import torch
-
-    device = logits.device
-    num_rows, longest = len(prompt_of_row), max(max_new_tokens)
-    select = torch.tensor(prompt_of_row, device=device)
-    if prompt_of_row != list(range(logits.shape[0])):
-        cache.batch_select_indices(select)
-        logits, mask = logits[select], mask[select]
-    cache.make_room(longest)
-    position = torch.tensor([prompt_lengths[p] for p in prompt_of_row], device=device)
-    temperature = torch.tensor(temperatures, device=device)
-    limit = torch.tensor(max_new_tokens, device=device)
-    eos = torch.tensor(sorted(eos_ids), device=device)
-    # inverse-CDF sampling from uniforms drawn per request: the same seed gives the same tokens in any batch
-    # (float64: in float32 one draw in 3e7 rounds to 1 and would pick the last token, however improbable)
-    uniforms = torch.from_numpy(np.stack([np.random.Generator(np.random.Philox(s)).random(longest) for s in seeds])).to(
-        device
-    )
-    greedy = temperature == 0
-    scale = torch.where(greedy, torch.ones_like(temperature), temperature)
-    row_ids = torch.arange(num_rows, device=device)  # which of the original rows are still in the batch
-    tokens = torch.zeros((num_rows, longest), dtype=torch.long, device=device)
-    logprobs = torch.zeros((num_rows, longest), device=device)
-    lengths = torch.zeros(num_rows, dtype=torch.long, device=device)
-    stopped = torch.zeros(num_rows, dtype=torch.bool, device=device)
-    alive = torch.ones(num_rows, dtype=torch.bool, device=device)  # by row still in the batch
-    for step in range(longest):
-        scores = torch.log_softmax(logits / scale[row_ids, None], dim=-1)
-        choice = torch.where(greedy[row_ids], scores.argmax(-1), _inverse_cdf(scores, uniforms[row_ids, step]))
-        live = row_ids[alive]
-        tokens[live, step] = choice[alive]
-        logprobs[live, step] = scores.gather(1, choice[:, None]).squeeze(1)[alive]
-        lengths[live] += 1
-        ended = torch.isin(choice, eos)
-        if decode is not None and any(stops):
-            rows = row_ids.tolist()
-            said = [decode(tokens[r, : int(lengths[r])].tolist()) if stops[r] else "" for r in rows]
-            found = [any(s in text for s in stops[r]) for r, text in zip(rows, said, strict=True)]
-            ended |= torch.tensor(found, device=device)
-        stopped[row_ids[alive & ended]] = True
-        unwanted = []
-        if watch is not None:
-            unwanted = [r for r, t in zip(live.tolist(), choice[alive].tolist(), strict=True) if not watch(r, t)]
-        alive = alive & ~ended & (lengths[row_ids] < limit[row_ids])
-        if unwanted:
-            alive = alive & ~torch.isin(row_ids, torch.tensor(unwanted, device=device))
-        running = int(alive.sum())
-        if running == 0:
-            break
-        if running < COMPACT_BELOW * len(row_ids):
-            keep = alive.nonzero().squeeze(1)
-            cache.batch_select_indices(keep)
-            row_ids, choice, alive = row_ids[keep], choice[keep], alive[keep]
-            mask, position = mask[keep], position[keep]
-        mask = torch.cat([mask, mask.new_ones((len(row_ids), 1))], dim=1)
-        out = model(
-            input_ids=choice[:, None],
-            attention_mask=mask,
-            position_ids=position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-        )
-        position = position + 1
-        logits = out.logits[:, -1].float()
-    done = []
-    for row in range(num_rows):
-        n = int(lengths[row])
-        reason = "stop" if bool(stopped[row]) else "length"
-        done.append((tokens[row, :n].tolist(), logprobs[row, :n].tolist(), reason))
-    return done
-
-
-def _inverse_cdf(logprobs: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """Index of the first token whose cumulative probability exceeds the uniform.
-
-    logprobs: (rows, vocab). uniforms: (rows,) float64 in [0, 1). Returns (rows,).
-    """
-    import torch
-
-    cdf = logprobs.double().exp().cumsum(-1)
-    # scaled by the last value, so that rounding can never push the index past the vocabulary or onto a zero tail
-    return (
-        torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)
-        .squeeze(1)
-        .clamp(max=logprobs.shape[-1] - 1)
-    )
+            self.timings["decode_computed_tokens"] += computed
+        return [
+            (i, Completion(tuple(ids), tuple(logprobs), reason, version))
+            for (_, i), (ids, logprobs, reason) in zip(members, decoded, strict=True)
+        ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,11 @@ from memr1.errors import MemR1Error
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.learner.scoring import CompletionScorer, to_tensors
 from memr1.models.adapters import PolicyModel
-from memr1.rollout import prefill, transformers_engine
+from memr1.rollout import decode, prefill
 from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
 from memr1.rollout.kv_cache import RoomyCache
 from memr1.rollout.prefill import common_prefix_length, families
-from memr1.rollout.transformers_engine import TransformersEngine, _inverse_cdf
+from memr1.rollout.transformers_engine import TransformersEngine
 from tests.unit.small_models import ATTENTION_MODELS, VOCAB, build, plain_logprobs
 
 EOS = (1, 7, 23, 41)
@@ -155,9 +156,9 @@ def test_families_join_while_that_saves_tokens() -> None:
 
 def test_dropping_finished_rows_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, requests = make_engine(), mixed_requests(1.0)
-    monkeypatch.setattr(transformers_engine, "COMPACT_BELOW", 0.0)
+    monkeypatch.setattr(decode, "COMPACT_BELOW", 0.0)
     never = engine.generate(requests)
-    monkeypatch.setattr(transformers_engine, "COMPACT_BELOW", 1.0)
+    monkeypatch.setattr(decode, "COMPACT_BELOW", 1.0)
     always = engine.generate(requests)
     same(never, always)
     assert len({len(c.ids) for c in never}) > 2  # rows did finish at different times
@@ -185,10 +186,29 @@ def test_batches_stay_within_the_token_budget_also_when_short_prompts_have_much_
 def test_identical_greedy_requests_are_decoded_once() -> None:
     engine = make_engine()
     one = engine.generate([request((5, 6, 7))])
-    tokens = engine.pop_timings()["decode_tokens"]
+    alone = engine.pop_timings()
     assert engine.generate([request((5, 6, 7))] * 4) == one * 4
-    timings = engine.pop_timings()
-    assert (timings["prefill_tokens"], timings["decode_tokens"]) == (3, tokens)
+    together = engine.pop_timings()
+    for counted in ("prefill_tokens", "decode_computed_tokens"):
+        assert together[counted] == alone[counted]
+    assert together["decode_tokens"] == 4 * alone["decode_tokens"]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_members_of_a_group_are_sampled_as_they_would_be_alone_and_computed_together_until_they_part(
+    temperature: float,
+) -> None:
+    engine = make_engine(decode=lambda ids: "".join(f"<{i}>" for i in ids))
+    group = [request((5, 6, 7, 8), n=3 + s % 9, t=temperature, seed=s) for s in range(24)]
+    group += [request((9, 6), n=8, t=temperature + 0.5 * (s % 2), seed=s) for s in range(6)] + [request((9, 6))] * 2
+    stopping = [replace(r, sampling=replace(r.sampling, stop=("<30>", "<31>"))) for r in group[:8]]
+    requests = [*group, *stopping]
+    alone = [engine.generate([r])[0] for r in requests]
+    apart = engine.pop_timings()
+    same(engine.generate(requests), alone)
+    together = engine.pop_timings()
+    assert together["decode_tokens"] == apart["decode_tokens"]
+    assert together["decode_computed_tokens"] < (0.6 if temperature < 1 else 0.95) * apart["decode_computed_tokens"]
 
 
 # -- what is generated ------------------------------------------------------------------------------------------
@@ -307,7 +327,8 @@ def test_samples_follow_the_distribution_of_the_model(temperature: float) -> Non
 def test_sampling_never_leaves_the_support_of_the_distribution() -> None:
     p = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0])
     edges = torch.tensor([0.0, 0.2499999, 0.2500001, 1 - 2.0**-53], dtype=torch.float64)
-    assert _inverse_cdf(p.log().expand(4, -1), edges).tolist() == [1, 1, 3, 3]
+    scores, row_of, greedy = p.log().expand(2, -1), torch.tensor([0, 1, 0, 1]), torch.zeros(4, dtype=torch.bool)
+    assert decode._choose(scores, row_of, greedy, edges).tolist() == [1, 1, 3, 3]
 
 
 def test_seeds_give_different_samples() -> None:
@@ -378,6 +399,30 @@ def test_roomy_cache_refuses_more_tokens_than_it_has_room_for() -> None:
         model(input_ids=torch.tensor([[8]]), past_key_values=cache, use_cache=True)
         with pytest.raises(RuntimeError, match="room for 4 tokens was set aside, 5 are needed"):
             model(input_ids=torch.tensor([[9]]), past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
+def test_rows_that_are_copied_go_on_as_the_rows_they_were_copied_from(architecture: str) -> None:
+    model, cache = build(architecture), RoomyCache()
+    ids = torch.randint(3, VOCAB, (3, 9), generator=torch.Generator().manual_seed(0))
+    held = [row.tolist() for row in ids]  # what each row should hold
+    moves: list[tuple[list[int], list[int]]] = [([0, 0], [3, 4]), ([], []), ([4, 1], [0, 5]), ([5, 2, 3], [6, 7, 8])]
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        cache.make_room(len(moves))
+        for step, (sources, targets) in enumerate(moves):
+            if targets:
+                cache.copy_rows(torch.tensor(sources), torch.tensor(targets))
+                parents = [list(held[s]) for s in sources]
+                held += [[] for _ in range(max(targets) + 1 - len(held))]
+                for target, parent in zip(targets, parents, strict=True):
+                    held[target] = parent
+            tokens = [3 + (5 * step + row) % (VOCAB - 3) for row in range(len(held))]
+            held = [[*row, token] for row, token in zip(held, tokens, strict=True)]
+            found = model(input_ids=torch.tensor(tokens)[:, None], past_key_values=cache, use_cache=True).logits[:, -1]
+            expected = model(input_ids=torch.tensor(held)).logits[:, -1]
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    assert len(held) == 9
 
 
 def test_common_prefix_leaves_every_prompt_a_token_of_its_own() -> None:
