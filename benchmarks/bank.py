@@ -50,6 +50,20 @@ def unit(n: int, seed: int = 0) -> Vectors:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def neighbourly(n: int, seed: int) -> Vectors:
+    """n unit vectors (n, DIM) that have neighbourhoods, as sentence embeddings have: 32 dimensions carry them, the same
+    for every seed, and the rest is noise. Without any, no graph could lead to a nearest vector."""
+    axes = np.random.default_rng(99).standard_normal((32, DIM), np.float32)
+    rng = np.random.default_rng(seed)
+    rows = np.empty((n, DIM), np.float32)
+    for start in range(0, n, 100_000):
+        piece = rows[start : start + 100_000]
+        piece[:] = rng.standard_normal((len(piece), 32), np.float32) @ axes
+        piece += rng.standard_normal(piece.shape, np.float32)
+        piece /= np.linalg.norm(piece, axis=1, keepdims=True)
+    return rows
+
+
 def times(run: Callable[[int], object], n: int) -> list[float]:
     """Seconds of each of n calls."""
     out = []
@@ -97,10 +111,10 @@ def durable_writes(folder: Path, n: int) -> None:
 def search(sizes: Sequence[int], queries: int) -> None:
     """Exact search beside the bare product and partition that no exact search can do without."""
     for size in sizes:
-        vectors = unit(size, seed=1)
+        vectors = neighbourly(size, seed=1)
         index = ExactIndex()
         index.add([f"m{i}" for i in range(size)], vectors)
-        asked = unit(queries, seed=2)
+        asked = neighbourly(queries, seed=2)
 
         def bare(i: int, vectors: Vectors = vectors, asked: Vectors = asked) -> object:
             scores = vectors @ asked[i]
@@ -119,9 +133,9 @@ def approximate_search(sizes: Sequence[int], queries: int) -> None:
     from memr1.memory.chroma_index import ChromaIndex
 
     for size in sizes:
-        vectors, asked = unit(size, seed=1), unit(queries, seed=2)
+        vectors, asked = neighbourly(size, seed=1), neighbourly(queries, seed=2)
         names = [f"m{i}" for i in range(size)]
-        exact, chroma = ExactIndex(), ChromaIndex(f"search-{size}")
+        exact, chroma = ExactIndex(), ChromaIndex(f"search-{size}", collection=f"of-{size}")
         exact.add(names, vectors)
         start = time.perf_counter()
         chroma.add(names, vectors)
