@@ -10,7 +10,7 @@ from memr1.agents.roles import Prompt
 from memr1.envs.episode import Episode, Speaker, World, request, step
 from memr1.memory.bank import MemoryBank
 from memr1.memory.types import MemoryEntry
-from memr1.rewards.base import Reward
+from memr1.rewards.base import Reward, RewardResult
 from memr1.rollout.engine import Completion
 from memr1.trajectory import Step, Trajectory
 
@@ -91,6 +91,17 @@ def ask(
     return out
 
 
+def pay(reward: Reward, answers: Sequence[Answered], asked: Sequence[tuple[str, str]]) -> Episode[list[RewardResult]]:
+    """The reward of each answer. asked: (question, gold) of each.
+
+    A turn is let pass between beginning and asking, so that a judge works on the answers of all episodes at once.
+    """
+    for answered, (question, gold) in zip(answers, asked, strict=True):
+        reward.begin(answered.answer.text, gold, question)
+    yield []
+    return [reward(a.answer.text, gold, question) for a, (question, gold) in zip(answers, asked, strict=True)]
+
+
 @dataclass(frozen=True)
 class Selection:
     """How well the selected memories are those that hold evidence, among those that were shown."""
@@ -131,14 +142,16 @@ def play_answers(
     evidence_reward: weight of the selection's F1 in the reward; an answer that cannot be parsed has selected nothing.
     """
     answers = yield from ask(world, speaker, [(task.question, task.entries)] * len(seeds), seeds)
+    results = yield from pay(reward, answers, [(task.question, task.gold)] * len(seeds))
     return [
-        _trajectory(task, answered, reward, seed, evidence_reward)
-        for answered, seed in zip(answers, seeds, strict=True)
+        _trajectory(task, answered, result, seed, evidence_reward)
+        for answered, result, seed in zip(answers, results, seeds, strict=True)
     ]
 
 
-def _trajectory(task: AnswerTask, answered: Answered, reward: Reward, seed: int, evidence_reward: float) -> Trajectory:
-    result = reward(answered.answer.text, task.gold, task.question)
+def _trajectory(
+    task: AnswerTask, answered: Answered, result: RewardResult, seed: int, evidence_reward: float
+) -> Trajectory:
     chosen = selection(answered, task.evidence)
     parts = {} if result.value is None else {result.name: result.value}
     if parts and evidence_reward > 0 and chosen.f1 is not None:

@@ -12,11 +12,11 @@ from typing import Any
 
 from memr1.agents.protocol import displayed_date
 from memr1.agents.roles import Prompt
-from memr1.envs.answering import Answered, ask, retrieve, shown
+from memr1.envs.answering import Answered, ask, pay, retrieve, shown
 from memr1.envs.episode import Episode, Speaker, World, request, step
 from memr1.memory.bank import MemoryBank, Snapshot
 from memr1.memory.types import Event, MemoryEntry, MemoryOp, OpResult, Provenance
-from memr1.rewards.base import Reward
+from memr1.rewards.base import Reward, RewardResult
 from memr1.rollout.engine import Completion
 from memr1.trajectory import Step, Trajectory
 
@@ -179,11 +179,12 @@ def play_decisions(
     retrieved = [[found[q][i] for q in questions] for i in range(len(banks))]
     asked = [(q.text, entries) for of_bank in retrieved for q, entries in zip(questions, of_bank, strict=True)]
     answers = yield from ask(world, answerer, asked)
+    rewards = yield from pay(reward, answers, [(q.text, q.gold) for q in questions] * len(banks))
     n = len(questions)
     return [
         _judged(
             _trajectory(task, seed, before, bank, decided),
-            _pay(decided, len(bank.entries()) - len(before), answers[i * n : (i + 1) * n], questions, reward, world),
+            _parts(decided, len(bank.entries()) - len(before), rewards[i * n : (i + 1) * n], memory.pressure),
             questions,
             answers[i * n : (i + 1) * n],
             of_bank,
@@ -250,17 +251,10 @@ def _judged(
     )
 
 
-def _pay(
-    decided: Decided,
-    growth: int,
-    answers: Sequence[Answered],
-    questions: Sequence[LinkedQuestion],
-    reward: Reward,
-    world: World,
+def _parts(
+    decided: Decided, growth: int, rewards: Sequence[RewardResult], pressure: float
 ) -> tuple[dict[str, float], str | None]:
     """Parts of the reward, and what went wrong where there are none."""
-    pressure = world.config.memory.pressure
-    rewards = [reward(a.answer.text, q.gold, q.text) for a, q in zip(answers, questions, strict=True)]
     errors = [r.error for r in rewards if r.error]
     values = [r.value for r in rewards if r.value is not None]
     parts: dict[str, float] = {}

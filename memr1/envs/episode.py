@@ -2,7 +2,7 @@
 
 An episode is a generator: it yields a list of generation requests, is sent the list of their completions, and returns
 its result. Written that way, an episode of one step and one that replays a whole dialogue look alike, and everything
-that waits for the model at the same moment is generated in one batch.
+that waits for the model at the same moment is generated in one batch. An empty list lets the others have their turn.
 """
 
 from __future__ import annotations
@@ -67,11 +67,12 @@ def drive(episodes: Sequence[Episode[T]], engine: Engine) -> list[T | Failure]:
         advance(i, None)
     while waiting:
         batch, waiting = waiting, {}
-        completions = engine.generate([r for requests in batch.values() for r in requests])
+        requests = [r for asked in batch.values() for r in asked]
+        completions = engine.generate(requests) if requests else []
         start = 0
-        for i, requests in batch.items():
-            advance(i, completions[start : start + len(requests)])
-            start += len(requests)
+        for i, asked in batch.items():
+            advance(i, completions[start : start + len(asked)])
+            start += len(asked)
     return [r if r is not None else Failure(RuntimeError("the episode returned nothing")) for r in results]
 
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from memr1.agents.protocol import displayed_date
 from memr1.agents.roles import Prompt
-from memr1.envs.answering import Answered, ask, retrieve, shown
+from memr1.envs.answering import Answered, ask, pay, retrieve, shown
 from memr1.envs.deciding import Decided, LinkedQuestion, apply_decision, burden, related_entries
 from memr1.envs.episode import Episode, Speaker, World, request
 from memr1.memory.bank import MemoryBank, Snapshot
 from memr1.memory.types import MemoryEntry
-from memr1.rewards.base import Reward
+from memr1.rewards.base import Reward, RewardResult
 from memr1.trajectory import Trajectory
 
 
@@ -91,11 +91,15 @@ def play_replays(
         met[i] += [(q, retrieve(bank, q.text, world)) for q in task.at_end]
     # an answer depends on nothing but the entries that were retrieved when its question was due
     answers = yield from ask(world, answerer, [(q.text, entries) for of_bank in met for q, entries in of_bank])
+    rewards = yield from pay(reward, answers, [(q.text, q.gold) for of_bank in met for q, _ in of_bank])
     n = len(task.questions)
     return [
-        _trajectory(task, world, reward, seed, before, bank, steps, weight, met[i], answers[i * n : (i + 1) * n])
+        _trajectory(
+            task, world, seed, before, bank, steps, weight, met[i],
+            answers[i * n : (i + 1) * n], rewards[i * n : (i + 1) * n],
+        )
         for i, (seed, bank, steps, weight) in enumerate(zip(seeds, banks, decided, burdens, strict=True))
-    ]
+    ]  # fmt: skip
 
 
 def turn_seed(seed: int, number: int) -> int:
@@ -106,7 +110,6 @@ def turn_seed(seed: int, number: int) -> int:
 def _trajectory(
     task: ReplayTask,
     world: World,
-    reward: Reward,
     seed: int,
     before: list[dict[str, str]],
     bank: MemoryBank,
@@ -114,8 +117,8 @@ def _trajectory(
     weight: int,
     met: Sequence[tuple[LinkedQuestion, list[MemoryEntry]]],
     answers: Sequence[Answered],
+    rewards: Sequence[RewardResult],
 ) -> Trajectory:
-    rewards = [reward(a.answer.text, q.gold, q.text) for a, (q, _) in zip(answers, met, strict=True)]
     errors = [r.error for r in rewards if r.error]
     values = [r.value for r in rewards if r.value is not None]
     parts: dict[str, float] = {}

@@ -41,6 +41,10 @@ class RewardResult:
 class Judge(Protocol):
     """Says whether an answer means what the gold says, where that cannot be told from the two texts."""
 
+    def begin(self, question: str, answer: str, gold: str) -> None:
+        """Begin to think about what a later call will ask, without waiting for it."""
+        ...
+
     def __call__(self, question: str, answer: str, gold: str) -> tuple[float | None, str | None]:
         """1.0 or 0.0 and None, or None and why there is no verdict."""
         ...
@@ -57,6 +61,10 @@ class Reward(Protocol):
     @property
     def scope(self) -> str:
         """What the value judges: `step`, `trajectory` or `pair`."""
+        ...
+
+    def begin(self, answer: str | None, gold: Any, question: str = "") -> None:
+        """Begin with what takes long in a later call with the same arguments, without waiting for it."""
         ...
 
     def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
@@ -100,9 +108,14 @@ class AnswerReward:
         """The answer ends the trajectory."""
         return "trajectory"
 
+    def begin(self, answer: str | None, gold: Any, question: str = "") -> None:
+        """Have the judge, if there is one, begin with its verdict."""
+        if JUDGE in self.weights and self.judge is not None and answer is not None and not _blank(gold):
+            self.judge.begin(question, answer, str(gold))
+
     def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
         """Value in 0.0 to 1.0, or why there is none."""
-        if gold is None or not str(gold).strip():
+        if _blank(gold):
             return RewardResult(self.name, self.scope, None, "the question has no gold answer")
         parts: dict[str, float] = {}
         for name in self.weights:
@@ -133,6 +146,10 @@ def make_reward(spec: str, judge: Judge | None = None) -> AnswerReward:
             raise MemR1Error(f"reward: {weight.strip()!r} is no weight; write sums like 0.5*em_set+0.5*f1") from None
         weights[name.strip()] = weights.get(name.strip(), 0.0) + number
     return AnswerReward(weights, judge)
+
+
+def _blank(gold: Any) -> bool:
+    return gold is None or not str(gold).strip()
 
 
 def _unknown(name: str) -> str:

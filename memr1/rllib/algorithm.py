@@ -34,6 +34,7 @@ from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, shares
 from memr1.rllib.telemetry import Telemetry
 from memr1.storage import copy
+from memr1.training.checkpoints import adopt
 from memr1.training.loop import Trainer
 from memr1.training.run import prepare_folder
 from memr1.training.runlog import RunLog
@@ -167,23 +168,23 @@ class MemoryR1(Algorithm):
         self._set_up_metrics()
         self.step_metrics = {}
         self._telemetry = Telemetry(experiment.name)
-        self._bundles = reserve_learners(experiment, self.config.claims)
-        self.env_runner_group = RunnerGroup(
-            config=self._for_runners(experiment), local_env_runner=False, tune_trial_id=self.trial_id
-        )
+        self._bundles, self.env_runner_group = None, None
         try:
+            self._bundles = reserve_learners(experiment, self.config.claims)
+            self.env_runner_group = RunnerGroup(
+                config=self._for_runners(experiment), local_env_runner=False, tune_trial_id=self.trial_id
+            )
             self.pool = RayPool(self.env_runner_group)
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
+            make_callback(
+                "on_algorithm_init",
+                self.callbacks,
+                self.config.callbacks_on_algorithm_init,
+                kwargs={"algorithm": self, "metrics_logger": self.metrics},
+            )
         except BaseException:
-            self.env_runner_group._worker_manager.clear()
-            self._free_learners()
+            self.cleanup()  # nobody has an algorithm yet that could be stopped
             raise
-        make_callback(
-            "on_algorithm_init",
-            self.callbacks,
-            self.config.callbacks_on_algorithm_init,
-            kwargs={"algorithm": self, "metrics_logger": self.metrics},
-        )
 
     def _setup_logdir(self) -> None:
         """Without Tune, RLlib would leave an empty folder in the home directory for every run."""
@@ -209,6 +210,7 @@ class MemoryR1(Algorithm):
             model=replace(config.model, name=absolute(config.model.name)),
             data=replace(config.data, cache=config.data.cache and str(Path(config.data.cache).resolve())),
             memory=replace(config.memory, embedder=absolute(config.memory.embedder)),
+            stages=tuple(replace(s, traces=s.traces and str(Path(s.traces).resolve())) for s in config.stages),
         )
 
     def _for_runners(self, experiment: Config) -> MemoryR1Config:
@@ -290,13 +292,17 @@ class MemoryR1(Algorithm):
         return folder
 
     def restore_from_path(self, path: Any, *args: Any, **kwargs: Any) -> None:
-        """Go back to a checkpoint; the run's log is cut off after it."""
+        """Go back to a checkpoint; the run's log is cut off after it. It becomes one of the run's own: Tune deletes the
+        folder that it hands in, and another trial's is not ours to read later."""
         super(Algorithm, self).restore_from_path(path, *args, **kwargs)
-        self.trainer.resume_from(Path(path) / OWN_CHECKPOINT)
+        self.trainer.resume_from(adopt(Path(path) / OWN_CHECKPOINT, self.trainer.config.run_dir))
 
     def cleanup(self) -> None:
-        """End learners and runners."""
+        """End learners and runners, as far as `setup` came."""
         if hasattr(self, "trainer"):
             self.trainer.close()
+        elif getattr(self, "env_runner_group", None) is not None:
+            self.env_runner_group._worker_manager.clear()
+        if hasattr(self, "_bundles"):
             self._log.close()
             self._free_learners()

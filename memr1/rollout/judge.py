@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from memr1.errors import MemR1Error
@@ -60,29 +60,34 @@ class Leniency:
 
 
 class LLMJudge:
-    """Asks the model of an endpoint, greedily, with `PROMPT`. Thread-safe; equal items are asked once."""
+    """Asks the model of an endpoint, greedily, with `PROMPT`: `concurrency` answers at a time, equal items once."""
 
     def __init__(self, config: EndpointConfig) -> None:
         self.config = config
         self._endpoint = Endpoint(config)
-        self._known: dict[Item, Verdict] = {}
+        self._threads = ThreadPoolExecutor(config.concurrency, "judge")
+        self._asked: dict[Item, Future[Verdict]] = {}
+
+    def begin(self, question: str, answer: str, gold: str) -> None:
+        """Ask about an answer without waiting for the verdict, which a later call then takes."""
+        item = (question, answer, gold)
+        if item not in self._asked:
+            self._asked[item] = self._threads.submit(self._ask, item)
 
     def __call__(self, question: str, answer: str, gold: str) -> Verdict:
         """The verdict on one answer. A reply that cannot be read is asked for again, a server that fails is given up
         after its attempts; either way there is then no verdict."""
-        item = (question, answer, gold)
-        if item not in self._known:
-            verdict = self._ask(item)
-            if verdict[0] is None:
-                return verdict  # worth another try when it is asked again
-            self._known[item] = verdict
-        return self._known[item]
+        self.begin(question, answer, gold)
+        verdict = self._asked[question, answer, gold].result()
+        if verdict[0] is None:
+            self._asked.pop((question, answer, gold), None)  # worth another try when it is asked again
+        return verdict
 
     def verdicts(self, items: Sequence[Item]) -> list[Verdict]:
-        """Verdicts on many answers, `concurrency` of them at a time."""
-        new = list(dict.fromkeys(items))
-        with ThreadPoolExecutor(self.config.concurrency, "judge") as threads:
-            found = dict(zip(new, threads.map(lambda item: self(*item), new), strict=True))
+        """Verdicts on many answers."""
+        for item in items:
+            self.begin(*item)
+        found = {item: self(*item) for item in dict.fromkeys(items)}
         return [found[item] for item in items]
 
     def leniency(self, questions: Sequence[tuple[str, str]], most: int = 100) -> Leniency:
@@ -102,7 +107,8 @@ class LLMJudge:
         return Leniency(_accepted(verdicts[: len(swapped)]), _accepted(verdicts[len(swapped) :]), len(swapped))
 
     def close(self) -> None:
-        """Close its connections."""
+        """Close its connections, and end its threads as soon as they have their answers."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
         self._endpoint.close()
 
     def _ask(self, item: Item) -> Verdict:

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,22 @@ def save_checkpoint(
             "with --resume auto; the last committed checkpoint is intact"
         ) from error
     return final
+
+
+def adopt(checkpoint: Path, run_dir: Path) -> Path:
+    """Commit a copy of a committed checkpoint that lies elsewhere among those of a run; the copy.
+
+    Raises MemR1Error as `load_state` and `save_checkpoint` do.
+    """
+    state = load_state(checkpoint)
+    learner, batch = checkpoint / "learner", checkpoint / BATCH_FILE
+    return save_checkpoint(
+        run_dir,
+        state,
+        partial(storage.copy, checkpoint / "policies"),
+        partial(storage.copy, learner) if learner.is_dir() else None,
+        partial(shutil.copyfile, batch) if batch.exists() else None,
+    )
 
 
 def load_state(checkpoint: Path) -> TrainState:

@@ -139,8 +139,8 @@ class Trainer:
         r, a = self.config.rollout, self.config.algo
         objective = self.stage.objective
         trajectories: list[Trajectory] = []
-        kept: list[Trajectory] = []
-        advantages: list[float] = []
+        rewarded: list[Trajectory] = []
+        groups: list[int] = []  # of each in `rewarded`; a task that comes again in another round is another group
         wanted = self._prompts_per_step
         for round_ in range(1 + r.resample_rounds):
             # a task that comes twice, as epochs end within a batch, is one group and is played as one
@@ -160,24 +160,26 @@ class Trainer:
                 evidence_reward=self.stage.evidence_reward,
             )
             check_play(batch, self.state.versions)
-            rewarded = [t for t in batch if t.reward is not None]
-            groups = {t.group_id: n for n, t in enumerate(rewarded)}
-            ids = torch.tensor([groups[t.group_id] for t in rewarded], dtype=torch.long)
-            rewards = torch.tensor([t.reward for t in rewarded], dtype=torch.float64)
-            scores, flat = trajectory_advantages(rewards, ids, a.advantage if objective == "grpo" else objective)
+            names = {t.group_id: len(trajectories) + n for n, t in enumerate(batch)}
             trajectories += batch
-            kept += [t for t, dead in zip(rewarded, flat.tolist(), strict=True) if not dead]
-            advantages += [s for s, dead in zip(scores.tolist(), flat.tolist(), strict=True) if not dead]
-            live, total = len({t.group_id for t in kept}), len({t.group_id for t in trajectories})
+            groups += [names[t.group_id] for t in batch if t.reward is not None]
+            rewarded += [t for t in batch if t.reward is not None]
+            # over all rounds: what is compared with the mean of the batch is compared with all of it
+            scores, flat = trajectory_advantages(
+                torch.tensor([t.reward for t in rewarded], dtype=torch.float64),
+                torch.tensor(groups, dtype=torch.long),
+                a.advantage if objective == "grpo" else objective,
+            )
+            kept = [(t, s) for t, s, dead in zip(rewarded, scores.tolist(), flat.tolist(), strict=True) if not dead]
+            live, total = len({t.group_id for t, _ in kept}), len({t.group_id for t in trajectories})
             missing = self._prompts_per_step - live
             if missing <= 0:
                 break
             # as many as it takes if the next tasks are like those so far, within a bound
             wanted = min(math.ceil(missing * total / max(live, 1)), MAX_REFILL * self._prompts_per_step)
-        by_trajectory = {id(t): s for t, s in zip(kept, advantages, strict=True)}
         sequences = [
-            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, by_trajectory[id(t)], q.logprobs, t.reward, n)
-            for n, t in enumerate(kept)
+            TrainSequence(q.prompt_ids, q.completion_ids, q.loss_mask, score, q.logprobs, t.reward, n)
+            for n, (t, score) in enumerate(kept)
             if t.reward is not None
             for q in (s.sequence for s in t.trainable_steps)
         ]
@@ -187,7 +189,8 @@ class Trainer:
         }
         engine = self.pool.pop_timings()
         metrics |= {f"engine/{name}": value for name, value in engine.items()}
-        shown = {} if objective == "ppo" else by_trajectory  # a critic's advantages are of tokens
+        # a critic's advantages are of tokens
+        shown = {} if objective == "ppo" else {id(t): score for t, score in kept}
         records = [trajectory_record(t, shown.get(id(t))) for t in trajectories]
         return Batch(sequences, records, metrics, dict(self.state.versions))
 

@@ -46,6 +46,9 @@ class Price:
 
     name, scope = "price", "trajectory"
 
+    def begin(self, answer: str | None, gold: Any, question: str = "") -> None:
+        """See `Reward`."""
+
     def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
         """See `Reward`."""
         return RewardResult(self.name, self.scope, zlib.crc32((answer or "").encode()) % 101 / 100)

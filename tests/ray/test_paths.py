@@ -23,7 +23,7 @@ def test_runners_are_made_from_paths_that_do_not_hang_on_the_working_directory(m
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     algorithm: Any = MemoryR1.__new__(MemoryR1)
-    config = make_config(tmp_path, "output=runs", "model.name=model")
+    config = make_config(tmp_path, "output=runs", "model.name=model", "stages.0.traces=teacher.jsonl")
     algorithm.config = MemoryR1Config().experiment(config)
     algorithm.config.freeze()
     algorithm._storage = None
@@ -31,6 +31,7 @@ def test_runners_are_made_from_paths_that_do_not_hang_on_the_working_directory(m
     assert made.run_dir == tmp_path / "runs" / made.name
     assert made.cache_dir == tmp_path / "runs" / ".cache"
     assert made.model.name == str(tmp_path / "model")
+    assert made.stages[0].traces == str(tmp_path / "teacher.jsonl"), "runners read it, in a directory of their own"
     assert algorithm.config.memr1 is config, "the frozen configuration is as it was"
     algorithm.config = MemoryR1Config().experiment(replace(config, data=replace(config.data, cache="kept")))
     assert algorithm._for_runners(algorithm._experiment()).memr1.cache_dir == tmp_path / "kept"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -173,6 +174,24 @@ def test_an_experiment_is_required_and_checked(ray_cluster, tmp_path):
         MemoryR1Config().build_algo()
     with pytest.raises(MemR1Error, match="stages: the configuration has none"):
         MemoryR1Config().experiment(Config(output=str(tmp_path))).build_algo()
+
+
+def test_a_start_that_fails_late_leaves_no_actors_behind(ray_cluster, make_config, tmp_path):
+    import ray
+
+    from memr1.rllib.algorithm import MemoryR1Config
+
+    def refuse(**_: Any) -> None:
+        raise ZeroDivisionError("a callback of the user's")
+
+    whole = ray.cluster_resources()["CPU"]
+    builder = MemoryR1Config().experiment(make_config(tmp_path, "rollout.num_runners=2"))
+    with pytest.raises(ZeroDivisionError, match="a callback of the user's"):
+        builder.callbacks(on_algorithm_init=refuse).build_algo()
+    end = time.monotonic() + 30
+    while ray.available_resources().get("CPU", 0) < whole and time.monotonic() < end:
+        time.sleep(0.2)
+    assert ray.available_resources()["CPU"] == whole
 
 
 @pytest.mark.timeout(600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,9 @@ def test_restoring_in_place_goes_back_to_the_checkpoint(ray_cluster, make_config
         folder = algorithm.save_to_path(str(tmp_path / "saved"))
         losses = [algorithm.train()["learner"]["loss"] for _ in range(2)]
         algorithm.restore(folder)
+        shutil.rmtree(folder)  # as Tune does with what it fetched
         assert heard == [1]
+        assert algorithm.trainer.checkpoint.parent == algorithm.trainer.config.run_dir / "checkpoints"
         assert algorithm.training_iteration == 1
         assert [algorithm.train()["learner"]["loss"] for _ in range(2)] == pytest.approx(losses, abs=1e-7)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,15 +11,18 @@ from typing import Any
 import pytest
 
 from memr1.config_file import load_config, to_yaml
+from memr1.envs.answering import AnswerTask, play_answers
+from memr1.envs.episode import Speaker, drive
 from memr1.errors import MemR1Error
 from memr1.evaluation.judging import judge_predictions
 from memr1.evaluation.predictions import Prediction
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.table import table_cells
-from memr1.rewards.base import make_reward
+from memr1.rewards.base import AnswerReward, RewardResult, make_reward
 from memr1.rollout import endpoint as endpoint_module
 from memr1.rollout.endpoint import EndpointConfig
 from memr1.rollout.judge import PROMPT_ID, TRIES, VAGUE, LLMJudge, read_grade
+from tests.unit.scripted import ScriptedEngine, make_world
 from tests.unit.test_endpoint import Reply, Server, said
 
 Script = Callable[[str, str, str], str]
@@ -163,6 +167,37 @@ def test_a_judge_pays_alone_or_in_a_sum_and_its_failure_drops_the_trajectory(ser
     scripted(server, lambda *_: "hm")
     failed = alone("Oslo", "Rome", "Where?")
     assert failed.value is None and (failed.error or "").startswith("no verdict of the judge: 3 replies")
+
+
+def test_a_judge_works_on_the_answers_of_all_episodes_at_once(server: Server, judge: LLMJudge) -> None:
+    together = threading.Barrier(4)
+
+    def wait(question: str, gold: str, answer: str) -> str:
+        together.wait(20)  # comes through only when four requests are there at the same time
+        return by_words(question, gold, answer)
+
+    scripted(server, wait)
+    answers = iter(["in Rome", "Oslo", "in Oslo", "Bergen"])
+    engine = ScriptedEngine(lambda prompt, request: f"Use: none\nAnswer: {next(answers)}")
+    tasks = [AnswerTask(f"t{n}", f"Where is {n}?", gold, "c", ()) for n, gold in enumerate(("Rome", "Oslo"))]
+    world, speaker, reward = make_world(), Speaker("answerer", 1.0, trainable=True), make_reward("judge", judge)
+    first, second = drive([play_answers(t, world, speaker, reward, seeds=(1, 2)) for t in tasks], engine)
+    assert [t.reward for t in (*first, *second)] == [1.0, 0.0, 1.0, 0.0]
+    assert len(engine.batches) == 1 and server.most_running == 4
+
+
+def test_a_reward_that_raises_fails_its_group_with_what_it_said_and_the_others_are_paid() -> None:
+    class Touchy(AnswerReward):
+        def __call__(self, answer: str | None, gold: Any, question: str = "") -> RewardResult:
+            if gold == "Oslo":
+                raise ZeroDivisionError("no such gold")
+            return super().__call__(answer, gold, question)
+
+    engine = ScriptedEngine(lambda prompt, request: "Use: none\nAnswer: Rome")
+    tasks = [AnswerTask(f"t{n}", "Where?", gold, "c", ()) for n, gold in enumerate(("Rome", "Oslo", "Bergen"))]
+    world, speaker = make_world(), Speaker("answerer")
+    played = drive([play_answers(t, world, speaker, Touchy({"em_set": 1.0}), seeds=(1,)) for t in tasks], engine)
+    assert [p[0].reward if isinstance(p, list) else str(p.error) for p in played] == [1.0, "no such gold", 0.0]
 
 
 def test_config_takes_sums_and_wants_a_model_for_a_judge() -> None:

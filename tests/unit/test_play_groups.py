@@ -5,6 +5,7 @@ The pool is a script. Not covered: real episodes (test_episodes.py), the update 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -97,6 +98,39 @@ def test_where_nothing_is_compared_within_groups_one_rollout_per_task_is_enough(
     shown = {r["advantage"] for r in batch.records}
     assert shown == {None} if objective == "ppo" else len(shown) == 2
     assert batch.metrics["groups/zero_variance_fraction"] == 0.0
+
+
+def test_the_baseline_of_reinforce_is_the_mean_over_all_rounds_of_the_batch() -> None:
+    class LateLuck(ScriptedPool):
+        """Pays nothing in the first round, and every second rollout of the next."""
+
+        def trajectory(self, play: Play, best: bool) -> Trajectory:
+            paid = len(self.plays) > 1 and play.seed % 2 == 0
+            return replace(super().trajectory(play, best), reward=float(paid))
+
+    pool = LateLuck(live_every=1, judge_alike=True)
+    stage = "stages=[{objective: reinforce, group_size: 1}]"
+    batch = trainer(pool, stage, "rollout.prompts_per_step=4", "rollout.resample_rounds=3")._play_groups(0)
+    assert [len(plays) for plays in pool.plays] == [4, 16], "the second round had a signal"
+    rewards = [q.reward for q in batch.sequences]
+    assert rewards[:4] == [0.0] * 4 and len(rewards) == 20 and sum(rewards[4:]) == 8
+    assert [q.advantage for q in batch.sequences] == pytest.approx([r - 8 / 20 for r in rewards])
+    assert batch.metrics["groups/zero_variance_fraction"] == 0.0
+
+
+def test_a_task_that_comes_again_in_another_round_is_another_group() -> None:
+    class EqualThenApart(ScriptedPool):
+        def trajectory(self, play: Play, best: bool) -> Trajectory:
+            return replace(super().trajectory(play, best), reward=float(best) if len(self.plays) > 1 else 1.0)
+
+    pool = EqualThenApart(live_every=1)
+    made = trainer(pool, "rollout.prompts_per_step=1", "rollout.group_size=2", "rollout.resample_rounds=1")
+    made.tasks = made.tasks[:1]
+    made.sampler = ResumableSampler(1, seed=1)
+    batch = made._play_groups(0)
+    played = len(pool.plays[1])
+    assert sorted({q.advantage for q in batch.sequences}) == pytest.approx([-1 / played, 1 - 1 / played])
+    assert len(batch.sequences) == played, "the equal group of the first round is left out"
 
 
 @pytest.mark.parametrize("rounds", [0, 2])
