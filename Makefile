@@ -126,7 +126,7 @@ types: $(STAMP) ## Check types: mypy on memr1
 	@$(BIN)/mypy
 
 bench: model ## Run every benchmark in benchmarks (ARGS is passed to each)
-	@for b in $(filter-out benchmarks/trl_step.py,$(wildcard benchmarks/*.py)); do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
+	@for b in $(filter-out benchmarks/trl_step.py benchmarks/gpu_check.py,$(wildcard benchmarks/*.py)); do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
 
 TRL := build/trl
 bench-trl: model ## Run the benchmark of a GRPO step beside TRL's trainer (ARGS='--group-size 8 --max-new-tokens 16')
@@ -134,11 +134,11 @@ bench-trl: model ## Run the benchmark of a GRPO step beside TRL's trainer (ARGS=
 		trl==1.16.0 datasets==5.2.0 dill==0.4.1 xxhash==4.1.0 multiprocess==0.70.19
 	@PYTHONPATH=$(TRL) $(BIN)/python benchmarks/trl_step.py $(ARGS)
 
-gpu-check: model ## Run the tests marked gpu and the benchmark of a GRPO step (needs a GPU)
+gpu-check: model ## Run the tests marked gpu and benchmarks/gpu_check.py (needs a GPU)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { \
 		echo "torch sees no GPU here; install a CUDA build of torch on a machine with one (docs/install.md)." >&2; exit 1; }
-	@$(PYTEST) tests -m gpu $(ARGS)
-	@$(BIN)/python benchmarks/grpo_step.py --group-size 8 --prompts 16 --max-new-tokens 64
+	@$(PYTEST) tests -m gpu
+	@$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 eval-locomo: model ## Evaluate a run on LoCoMo (LOCOMO=path RUN=runs/train_local SPLIT=test ARGS='--systems ...')
 	@if [ -z "$(LOCOMO)" ]; then \

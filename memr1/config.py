@@ -103,6 +103,9 @@ class RolloutConfig:
     """What generates: `transformers` (built in, CPU and GPU) or `vllm` (an optional extra, see docs/install.md)."""
     vllm_memory_fraction: float = 0.5
     """Share of a GPU's memory that vLLM takes for weights and key-value cache; the rest is left to a learner."""
+    weight_transfer: str = "auto"
+    """How new weights reach Ray runners: `objects` through Ray's object store, `collective` by a broadcast, from GPU to
+    GPU with NCCL, between CPUs with gloo. `auto`: `collective` where every runner and learner has a GPU of its own."""
     verify_weights: bool = True
     """Check every byte of weights that reach a Ray runner by a checksum, besides names and shapes: 1 s for each GB."""
     prompts_per_step: int = 8

@@ -18,6 +18,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "data.kind": ("factworld", "locomo", "jsonl"),
     "memory.index": ("exact", "chroma"),
     "rollout.engine": ("transformers", "vllm"),
+    "rollout.weight_transfer": ("auto", "objects", "collective"),
     "memory.on_reject": ("abort", "skip"),
     "agents.extractor": ("gold", "utterance", "llm"),
     "agents.protocol": ("lines", "json"),
@@ -126,6 +127,11 @@ def validate(config: Config, source: str = "config") -> None:
         r.max_staleness == 0 or config.algo.importance_cap > 0,
         "rollout.max_staleness",
         "1 needs algo.importance_cap above 0: without the correction, groups played with older weights bias the update",
+    )
+    need(
+        r.weight_transfer != "collective" or r.engine == "transformers",
+        "rollout.weight_transfer",
+        "collective needs rollout.engine=transformers; vLLM loads its weights from the CPU",
     )
     need(
         0 < r.vllm_memory_fraction <= 1,

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memr1.learner.critic import Critic, Lesson
+    from memr1.rollout.channel import Channel, Manifest, Meeting
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +93,7 @@ class DeepSpeedLearner:
         trainable = list(self.policies.trainable_parameters(role).values())
         self.engine = Engine(self.scorer, trainable, config.learner)
         self._critic: Critic | None = None  # made when a stage turns out to need it
+        self._channel: Channel | None = None
 
     def _low_precision(self) -> bool:
         import torch
@@ -301,6 +303,36 @@ class DeepSpeedLearner:
             weights = self.policies.weights(self.role) if whole else self.policies.views(self.role)
             return {name: t.float().cpu().numpy() for name, t in weights.items()}
 
+    def open_channel(self, meeting: Meeting) -> Manifest | None:
+        """Have rank 0 meet the receivers of its weights; what it will send, or None where they did not come."""
+        from memr1.rollout.channel import Channel, manifest_of
+
+        with self._gathered(self.role):
+            manifest = manifest_of(self.policies.views(self.role))
+        if self.rank == 0:
+            if self._channel is not None:
+                self._channel.close()
+            try:
+                self._channel = Channel(meeting, 0, self.device)
+            except RuntimeError as error:
+                logger.warning("no channel to the runners: %s", error)
+                return None
+        return manifest
+
+    def send_weights(self, checked: bool) -> bool:
+        """Give the role's weights to all receivers from where they lie; all ranks take part. False where that failed.
+
+        checked: with a checksum.
+        """
+        with self._gathered(self.role):
+            if self.rank == 0 and self._channel is not None:
+                try:
+                    self._channel.send(self.policies.views(self.role), checked=checked)
+                except RuntimeError as error:
+                    logger.warning("weights did not get through to the runners: %s", error)
+                    return False
+        return True
+
     def save(self, folder: str) -> None:
         """Write the optimizer and the trainable weights, sharded over ranks, with DeepSpeed's own format.
 
@@ -330,5 +362,7 @@ class DeepSpeedLearner:
         """Free the engine, so that another stage's can be made in this process."""
         if self._critic is not None:
             self._critic.close()
+        if self._channel is not None:
+            self._channel.close()
         self.engine.close()
         self._contexts.close()

@@ -90,7 +90,7 @@ def describe(name: str, lora: LoraSettings | None = None) -> Architecture:
     import torch
     from transformers import AutoModelForCausalLM
 
-    config, source = _config(name)
+    config, source = model_config(name)
     config = config.get_text_config()
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -112,7 +112,8 @@ def describe(name: str, lora: LoraSettings | None = None) -> Architecture:
     )
 
 
-def _config(name: str) -> tuple[Any, str]:
+def model_config(name: str) -> tuple[Any, str]:
+    """transformers' configuration of what `describe` knows, and where it was taken from; MemR1Error as there."""
     from transformers import AutoConfig
 
     if name in KNOWN:

@@ -61,15 +61,15 @@ def copy_into(parameters: Mapping[str, nn.Parameter], weights: Mapping[str, torc
 
 
 def from_arrays(arrays: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Tensors over the memory of numpy arrays, to copy from. Arrays out of shared memory are read-only, which torch
-    does not know: never write to these."""
+    """Tensors over the memory of numpy arrays, to copy from; tensors as they are. Arrays out of shared memory are
+    read-only, which torch does not know: never write to these."""
     import warnings
 
     import torch
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return {n: a if isinstance(a, torch.Tensor) else torch.from_numpy(a) for n, a in arrays.items()}
 
 
 def save_adapter(directory: Path, config: Any, weights: dict[str, torch.Tensor]) -> None:

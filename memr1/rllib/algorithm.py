@@ -31,7 +31,7 @@ from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
 from memr1.rllib.placement import Node, cluster_nodes, ensure, reserve_learners, room_for, runner_options
 from memr1.rllib.pool import RayPool
-from memr1.rllib.resources import Shares, shares
+from memr1.rllib.resources import Shares, by_collective, shares
 from memr1.rllib.telemetry import Telemetry
 from memr1.storage import copy
 from memr1.training.checkpoints import adopt
@@ -174,7 +174,11 @@ class MemoryR1(Algorithm):
             self.env_runner_group = RunnerGroup(
                 config=self._for_runners(experiment), local_env_runner=False, tune_trial_id=self.trial_id
             )
-            self.pool = RayPool(self.env_runner_group)
+            self.pool = RayPool(
+                self.env_runner_group,
+                collective=by_collective(experiment, self.config.claims),
+                verify_weights=experiment.rollout.verify_weights,
+            )
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
             make_callback(
                 "on_algorithm_init",

@@ -51,6 +51,12 @@ class Shipment:
         """Put an update into the object store in parts of at most `max_bytes`."""
         return cls(replace(update, tensors={}), tuple(ray.put(part) for part in chunks(update.tensors, max_bytes)))
 
+    @classmethod
+    def promised(cls, update: WeightUpdate, tensors: ray.ObjectRef) -> Shipment:
+        """What was sent already, for runners that come later: as float32 arrays that a learner is writing."""
+        manifest = {name: (shape, "float32") for name, (shape, _) in update.manifest.items()}
+        return cls(replace(update, manifest=manifest), (tensors,))
+
     def receive(self) -> WeightUpdate:
         """The whole update, over the memory of the object store: parts on this machine are not copied."""
         tensors = {name: t for part in ray.get(list(self.parts)) for name, t in part.items()}

@@ -133,6 +133,25 @@ class RayLearnerGroup:
             ray.kill(actor)
         self.actors = []
 
+    # -- straight to the runners, see `RayPool.broadcast` ---------------------------------------------------------
+
+    def address(self) -> tuple[str, int]:
+        """IP address of rank 0 and a port that is free there."""
+        return self._get([self.actors[0].address.remote()], "address")[0]
+
+    def begin(self, method: str, *args: Any) -> list[ray.ObjectRef]:
+        """Call a method of every rank's learner without waiting."""
+        return [a.call.remote(method, *args) for a in self.actors]
+
+    def finish(self, begun: Sequence[ray.ObjectRef], what: str) -> list[Any]:
+        """Answers by rank."""
+        return self._get(begun, what)
+
+    def snapshot(self) -> ray.ObjectRef:
+        """The weights as they are now, as `weights` gives them; written while the caller goes on."""
+        written = [a.weights.remote() for a in self.actors]
+        return written[0]
+
     # -- RLlib's verbs ------------------------------------------------------------------------------------------
 
     def foreach_learner(self, func: Callable[[Any], Any]) -> list[Any]:
@@ -155,7 +174,7 @@ class RayLearnerGroup:
     # -- calls --------------------------------------------------------------------------------------------------
 
     def _everywhere(self, method: str, *args: Any) -> list[Any]:
-        return self._get([a.call.remote(method, *args) for a in self.actors], method)
+        return self.finish(self.begin(method, *args), method)
 
     def _get(self, references: Sequence[ray.ObjectRef], what: str, timeout_s: float | None = None) -> list[Any]:
         """Answers by rank.

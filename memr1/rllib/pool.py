@@ -15,6 +15,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -22,6 +23,7 @@ from ray.exceptions import RayActorError
 
 from memr1.errors import MemR1Error
 from memr1.rllib.env_runner import Answer, Shipment
+from memr1.rollout.channel import Manifest, Meeting
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import check_acknowledged
 from memr1.rollout.runner import ROLES, Play
@@ -29,6 +31,8 @@ from memr1.rollout.runner import ROLES, Play
 if TYPE_CHECKING:
     from ray.rllib.env.env_runner_group import EnvRunnerGroup
     from ray.rllib.utils.actor_manager import FaultTolerantActorManager
+
+    from memr1.rllib.learner_group import RayLearnerGroup
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +42,8 @@ PUSH_TIMEOUT_S = 300.0
 """Longest wait for the acknowledgement of new weights."""
 CALL_TIMEOUT_S = 3600.0
 """A runner that takes longer over its part of one step is taken for hung and is replaced."""
+CHANNEL_TIMEOUT_S = 60.0
+"""Longest wait of learner and runners for each other in a collective; the object store takes over then."""
 CHUNK_BYTES = 256 * 2**20
 """Weights travel in parts of this size: a full model as one object would need as much free memory in one piece."""
 STRAGGLER = 2.0
@@ -50,14 +56,31 @@ Call = tuple[str, Sequence[Any], Mapping[str, Any]]
 """(method, positional arguments, keyword arguments)."""
 
 
+@dataclass(frozen=True)
+class Channel:
+    """A way from learners to runners (`memr1.rollout.channel`), and who is at its ends."""
+
+    learners: RayLearnerGroup
+    processes: dict[int, int]
+    """Runner -> number of its process."""
+    manifest: Manifest
+
+    def joins(self, learners: RayLearnerGroup, processes: dict[int, int]) -> bool:
+        """Whether it is between these."""
+        return self.learners is learners and self.processes == processes
+
+
 class RayPool:
     """The runners of an EnvRunnerGroup. Every call waits for all its answers.
 
     Raises MemR1Error when runners cannot be started or keep dying; an error raised inside a runner comes out as it is.
     """
 
-    def __init__(self, group: EnvRunnerGroup) -> None:
+    def __init__(self, group: EnvRunnerGroup, *, collective: bool = False, verify_weights: bool = True) -> None:
+        """collective: whether `broadcast` may be used. verify_weights: with a checksum."""
         self._group = group
+        self._collective, self._checked = collective, verify_weights
+        self._channel: Channel | None = None
         self._manager: FaultTolerantActorManager = group._worker_manager
         self._token = secrets.token_hex(8)
         self._weights: dict[str, Shipment] = {}
@@ -117,6 +140,39 @@ class RayPool:
     def begin(self, work: Callable[[], T]) -> Future[T]:
         """See `RunnerPool.begin`."""
         return self._background.submit(work)
+
+    def broadcast(self, learners: RayLearnerGroup, policy: str, version: int) -> bool:
+        """See `RunnerPool.broadcast`. After the loss of a runner, or of the way to it, the next channel is made without
+        it."""
+        if not self._collective:
+            return False
+        ids = self.ready()
+        processes = {i: self._processes[i] for i in ids}
+        if self._channel is None or not self._channel.joins(learners, processes):
+            self._channel = self._open_channel(learners, processes)
+        if self._channel is None:
+            return False
+        update = WeightUpdate(policy, version, {}, self._channel.manifest, None)
+        sending = learners.begin("send_weights", self._checked)
+        versions = self._call({i: ("receive_weights", (update,), {}) for i in ids}, PUSH_TIMEOUT_S)
+        sent = all(learners.finish(sending, "send_weights"))
+        if not sent or set(versions) != set(ids) or None in versions.values():
+            self._channel = None
+            return False
+        check_acknowledged(update, list(versions.values()))
+        self._weights[policy] = Shipment.promised(update, learners.snapshot())
+        return True
+
+    def _open_channel(self, learners: RayLearnerGroup, processes: dict[int, int]) -> Channel | None:
+        """A channel between these, or None where not all of them came."""
+        meeting = Meeting(*learners.address(), 1 + len(processes), CHANNEL_TIMEOUT_S)
+        opening = learners.begin("open_channel", meeting)
+        calls: dict[int, Call] = {i: ("open_channel", (meeting, n), {}) for n, i in enumerate(processes, start=1)}
+        came = self._call(calls, PUSH_TIMEOUT_S)
+        manifest = learners.finish(opening, "open_channel")[0]
+        if manifest is None or len(came) < len(processes) or not all(came.values()):
+            return None
+        return Channel(learners, processes, manifest)
 
     def push(self, update: WeightUpdate) -> None:
         """See `RunnerPool.push`. The weights go to the object store once."""

@@ -46,6 +46,14 @@ def shares(config: Config, cpus: float, gpus: float, nodes: int) -> Shares:
     )
 
 
+def by_collective(config: Config, claims: Shares) -> bool:
+    """Whether weights go from learners to runners by a collective (`rollout.weight_transfer`)."""
+    if config.rollout.weight_transfer == "auto":
+        # NCCL takes no two processes on one GPU, and vLLM loads weights from the CPU
+        return config.rollout.engine == "transformers" and min(claims.runner_gpus, claims.learner_gpus) >= 1
+    return config.rollout.weight_transfer == "collective"
+
+
 def _fitted(config: Config, cpus: float, gpus: float, nodes: int) -> Shares:
     runners, learners = config.rollout.num_runners, config.learner.num_learners
     actors = runners + learners

@@ -71,6 +71,7 @@ class WeightUpdate:
     policy: str
     version: int
     tensors: Mapping[str, np.ndarray]
+    """Or tensors of torch, where they came through a `memr1.rollout.channel`."""
     manifest: Mapping[str, tuple[tuple[int, ...], str]]
     """name -> (shape, dtype)."""
     checksum: str | None

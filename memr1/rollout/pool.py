@@ -34,6 +34,10 @@ class RunnerPool(Protocol):
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """Have every runner read the weights of some roles from a folder."""
 
+    def broadcast(self, learners: Any, policy: str, version: int) -> bool:
+        """Send the learners' weights to every runner from device to device, where there is such a way; as `push`
+        otherwise. False where nothing was sent or not all have it: then they have to be pushed."""
+
     def push(self, update: WeightUpdate) -> None:
         """Send weights to every runner; returns when every one has acknowledged the version."""
 
@@ -67,6 +71,10 @@ class LocalPool:
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """See `RunnerPool.load_policies`."""
         self.runner.load_policies(folder, roles)
+
+    def broadcast(self, learners: Any, policy: str, version: int) -> bool:
+        """See `RunnerPool.broadcast`; within one process nothing has to travel."""
+        return False
 
     def push(self, update: WeightUpdate) -> None:
         """See `RunnerPool.push`. The runner copies them into its own from where they lie."""

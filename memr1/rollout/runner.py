@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from memr1.agents.roles import Agents, make_agents
 from memr1.config import Config
@@ -29,6 +30,11 @@ from memr1.rollout.judge import LLMJudge
 from memr1.rollout.transformers_engine import TransformersEngine
 from memr1.storage import reading, writing
 from memr1.trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from memr1.rollout.channel import Channel, Meeting
+
+_log = logging.getLogger(__name__)
 
 ROLES = ("manager", "answerer")
 """Roles with weights of their own."""
@@ -81,6 +87,7 @@ class Runner:
         local = self._make_engine(eos_token_ids(self.policies, tokenizer), tokenizer.pad_token_id, agents, longest)
         self.engine = self._with_endpoints(local, tokenizer)
         self._judge = LLMJudge(config.judge) if config.judge is not None else None
+        self._channel: Channel | None = None
         self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
         self.world = World(config, agents, load_embedder(config.memory.embedder))
 
@@ -173,6 +180,31 @@ class Runner:
         """Take new weights of one policy; returns the version now in use."""
         return self.engine.load_weights(update)
 
+    def open_channel(self, meeting: Meeting, rank: int) -> bool:
+        """Meet the learner that will send weights; whether it came."""
+        from memr1.rollout.channel import Channel
+
+        if self._channel is not None:
+            self._channel.close()
+        try:
+            self._channel = Channel(meeting, rank, next(self.policies.module("base").parameters()).device)
+        except RuntimeError as error:
+            _log.warning("no channel to the learner: %s", error)
+            self._channel = None
+        return self._channel is not None
+
+    def receive_weights(self, update: WeightUpdate) -> int | None:
+        """Take the weights that a learner sends through the channel; the version now in use, or None where they did not
+        come through. update: what will come, without tensors. Nothing changes before all have come."""
+        if self._channel is None:
+            return None
+        try:
+            tensors: Any = self._channel.receive(update.manifest)
+        except RuntimeError as error:
+            _log.warning("weights of %s v%d did not come through: %s", update.policy, update.version, error)
+            return None
+        return self.load_weights(replace(update, tensors=tensors))
+
     def weight_versions(self) -> dict[str, int]:
         """Version in use by policy."""
         return self.engine.weight_versions()
@@ -218,7 +250,9 @@ class Runner:
         return [evaluate_system(system, dialogues, self.world, self.engine, benchmark, self._kept)]
 
     def close(self) -> None:
-        """Close what leads to servers."""
+        """Close what leads to servers and to learners."""
+        if self._channel is not None:
+            self._channel.close()
         if isinstance(self.engine, RoutedEngine):
             self.engine.close()
         if self._judge is not None:

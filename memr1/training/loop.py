@@ -6,6 +6,7 @@ It speaks to a pool of runners and a group of learners and does not know whether
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ from memr1.training.schedule import learning_rate
 from memr1.training.tasks import TrainTask
 from memr1.training.worlds import training_dialogues
 from memr1.trajectory import Trajectory
+
+_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -115,7 +118,14 @@ class Trainer:
             "time/step_s": pushed - began,
         }
         if not sequences:
-            metrics["learner/skipped"] = 1.0  # no group had a signal: nothing to learn from in this step
+            metrics["learner/skipped"] = 1.0
+            _log.warning(
+                "step %d (%s): the rollouts of every group were rewarded alike, so there was nothing to learn from. If "
+                "that goes on: a larger stages[].group_size, more rollout.resample_rounds, a higher "
+                "rollout.temperature, or a longer warm start",
+                state.step,
+                stage.name,
+            )
         self.log.metrics(state.step, stage.name, state.stage_step, metrics)
         if trajectories:
             self.log.rollouts(state.step, trajectories)
@@ -233,6 +243,9 @@ class Trainer:
     def _push(self, learners: LearnerGroup) -> None:
         role = self.stage.role
         version = self.state.versions[role] + 1
+        if self.pool.broadcast(learners, role, version):
+            self.state.versions[role] = version
+            return
         checked = self.config.backend == "ray" and self.config.rollout.verify_weights  # nothing travels in one process
         self.pool.push(WeightUpdate.build(role, version, learners.weights(), checked=checked))
         self.state.versions[role] = version

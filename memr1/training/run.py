@@ -38,6 +38,7 @@ FREE_TO_CHANGE = (
     "learner.num_learners",
     "rollout.num_runners",
     "rollout.max_tokens_per_batch",
+    "rollout.weight_transfer",
     "model.threads",
     "data.cache",
 )

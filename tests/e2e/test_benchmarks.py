@@ -60,6 +60,18 @@ def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
     assert "fork of 1000 entries" in done.stdout and "open a bank of 1000 decisions" in done.stdout
 
 
+def test_the_check_of_gpus_prints_its_tables_on_a_small_model() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--models", "tiny-random"]
+    done = subprocess.run(
+        [*command, "--zero-model", "tiny-random", "--stages", "0,3"], capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    for name, rows in (("One GRPO step", 1), ("One update of all weights", 2), ("All weights from device", 1)):
+        (head,) = (n for n, line in enumerate(done.stdout.splitlines()) if name in line)
+        below = done.stdout.splitlines()[head + 4 :]
+        assert all("tiny-random" in line for line in below[:rows]), done.stdout
+
+
 def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--quick", "--model", "tiny-random"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)

@@ -85,7 +85,7 @@ class Learners:
 
 @pytest.mark.parametrize(("begun", "wrong_from", "stops"), [(0, 1, True), (0, 2, False), (3, 1, False)])
 def test_the_first_update_is_checked_also_behind_steps_without_a_signal(
-    monkeypatch: pytest.MonkeyPatch, begun: int, wrong_from: int, stops: bool
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: int, wrong_from: int, stops: bool
 ) -> None:
     config = make_config("stages=[{objective: grpo}]")
     learners: Any = Learners(wrong_from)
@@ -98,6 +98,7 @@ def test_the_first_update_is_checked_also_behind_steps_without_a_signal(
     monkeypatch.setattr(trainer, "_after_step", lambda: None)
     trainer.log = cast(Any, type("Log", (), {"metrics": lambda *_: None}))()
     assert trainer.step()["learner/skipped"] == 1.0
+    assert f"step {trainer.state.step} (answerer-grpo): the rollouts of every group were rewarded alike" in caplog.text
     if stops:
         with pytest.raises(MemR1Error, match="3 tokens were trained, 4 were planned"):
             trainer.step()
