@@ -13,6 +13,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 EXTRAS ?= dev,serving
 # pytest -m expression of the tests to run; `make test MARKS=` runs everything.
 MARKS ?= not slow and not gpu
+# Processes of the unit tests.
+WORKERS ?= 2
 # Passed on to the command of a target, for example `make train-local ARGS='name=second seed=1'`.
 ARGS ?=
 # The run that `make serve` and `make eval-locomo` take weights from, and the part of LoCoMo it asks about.
@@ -83,9 +85,9 @@ test: model ## Run the unit, Ray and end-to-end tests (MARKS='not slow and not g
 	$(call say,Tests in tests/unit tests/ray tests/e2e)
 	@$(PYTEST) tests -m "$(MARKS)" $(ARGS)
 
-test-unit: $(STAMP) ## Run the tests that need no Ray
-	$(call say,Tests in tests/unit)
-	@$(PYTEST) tests/unit -m "$(MARKS)" $(ARGS)
+test-unit: $(STAMP) ## Run the tests that need no Ray, by WORKERS=2 processes (0: in one, for a debugger)
+	$(call say,Tests in tests/unit by $(WORKERS) processes)
+	@$(PYTEST) tests/unit -m "$(MARKS)" -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-ray: model ## Run the tests that share one local Ray cluster
 	$(call say,Tests in tests/ray)

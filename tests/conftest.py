@@ -7,9 +7,15 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from memr1.config import Config
+    from memr1.learner.group import LocalLearnerGroup
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -44,6 +50,42 @@ def tiny_random() -> Path:
     from memr1.models.packaged import fetch
 
     return fetch("tiny-random")
+
+
+@pytest.fixture(scope="session")
+def process_group() -> Iterator[None]:
+    """The group of one that learners in this process join, left at the end: DeepSpeed cannot join a second one."""
+    yield
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def learner_process(process_group: None, tiny_random: Path) -> Iterator[None]:
+    """For files that make learners here: leaves none of the variables that name a group to the tests of other files."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def make_group(learner_process: None) -> Iterator[Callable[..., LocalLearnerGroup]]:
+    """Makes learner groups of one, of a configuration or of options of `learner_cases.make_config`, and closes them."""
+    from memr1.learner.group import LocalLearnerGroup
+    from tests.unit.learner_cases import ROLE, make_config
+
+    groups: list[LocalLearnerGroup] = []
+
+    def make(config: Config | None = None, **options: Any) -> LocalLearnerGroup:
+        groups.append(LocalLearnerGroup(config or make_config(**options), ROLE, None))
+        return groups[-1]
+
+    yield make
+    for group in groups:
+        group.close()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -305,8 +305,8 @@ class MemoryR1(Algorithm):
         """End learners and runners, as far as `setup` came."""
         if hasattr(self, "trainer"):
             self.trainer.close()
-        elif getattr(self, "env_runner_group", None) is not None:
-            self.env_runner_group._worker_manager.clear()
+        elif (runners := getattr(self, "env_runner_group", None)) is not None:
+            runners._worker_manager.clear()
         if hasattr(self, "_bundles"):
             self._log.close()
             self._free_learners()

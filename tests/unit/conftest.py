@@ -1,8 +1,7 @@
-"""Stores to test with (a SQLite file, a database of a real PostgreSQL server), and the process group of learners."""
+"""Stores to test with: a SQLite file, a database of a real PostgreSQL server."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -50,22 +49,3 @@ def open_store(target: str) -> Iterator[Open]:
     yield make
     for store in opened:
         store.close()
-
-
-@pytest.fixture(scope="session")
-def process_group() -> Iterator[None]:
-    """The group of one that learners in this process join, left at the end: DeepSpeed cannot join a second one."""
-    yield
-    import torch
-
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@pytest.fixture(scope="module")
-def learner_process(process_group: None, tiny_random: Path) -> Iterator[None]:
-    """For files that make learners here: leaves none of the variables that name a group to the tests of other files."""
-    before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)

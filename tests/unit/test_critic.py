@@ -7,7 +7,7 @@ test_advantages.py and test_losses.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,23 +28,8 @@ from memr1.training.estimate import learner_bytes
 from tests.unit.learner_cases import ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import plain_logprobs
 
-pytestmark = pytest.mark.usefixtures("learner_process")
 MakeGroup = Callable[..., LocalLearnerGroup]
 LR, CRITIC_LR = 1e-3, 3e-3
-
-
-@pytest.fixture
-def make_group() -> Iterator[MakeGroup]:
-    """Makes groups and closes them when the test is over."""
-    groups: list[LocalLearnerGroup] = []
-
-    def make(config: Config) -> LocalLearnerGroup:
-        groups.append(LocalLearnerGroup(config, ROLE, None))
-        return groups[-1]
-
-    yield make
-    for group in groups:
-        group.close()
 
 
 def ppo_config(*, backbone: str = "own", kl_in: str = "loss", **options: Any) -> Config:
@@ -241,21 +226,6 @@ def test_in_the_warm_up_the_critic_learns_and_the_policy_rests(make_group: MakeG
     assert float((head_of(group) - head).abs().max()) < 2e-5
 
 
-@pytest.mark.parametrize(
-    ("zero_stage", "weights", "backbone"),
-    [(1, "lora", "policy"), (2, "lora", "own"), (3, "lora", "own"), (3, "full", "own")],
-)
-def test_zero_stages_give_the_updates_of_stage_0(
-    make_group: MakeGroup, zero_stage: int, weights: str, backbone: str
-) -> None:
-    options: dict[str, Any] = {"weights": weights, "backbone": backbone, "kl_coef": 0.3, "kl_in": "reward"}
-    plain, sharded = make_group(ppo_config(**options)), make_group(ppo_config(zero_stage=zero_stage, **options))
-    a, b = train(plain, 2, warmup=1), train(sharded, 2, warmup=1)
-    assert far(plain.learner.weights(), sharded.learner.weights()) < 2e-5
-    for x, y in zip(a, b, strict=True):
-        assert x == pytest.approx(y, rel=1e-3, abs=1e-4)
-
-
 def test_the_critic_has_its_adapter_and_the_policy_s_is_the_active_one(make_group: MakeGroup) -> None:
     group = make_group(ppo_config())
     train(group, 1)
@@ -267,9 +237,9 @@ def test_the_critic_has_its_adapter_and_the_policy_s_is_the_active_one(make_grou
     assert set(group.learner.weights()) == set(role), "the runners get the policy alone"
 
 
-@pytest.mark.parametrize(("backbone", "zero_stage"), [("own", 0), ("own", 3), ("policy", 2)])
+@pytest.mark.parametrize("backbone", ["own", "policy"])
 def test_a_restored_group_goes_on_bit_for_bit_with_its_critic(
-    make_group: MakeGroup, tmp_path: Path, backbone: str, zero_stage: int
+    make_group: MakeGroup, tmp_path: Path, backbone: str, zero_stage: int = 0
 ) -> None:
     config = ppo_config(backbone=backbone, zero_stage=zero_stage, kl_coef=0.3)
     group = make_group(config)

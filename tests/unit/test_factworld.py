@@ -482,7 +482,7 @@ def test_a_setting_out_of_range_is_named_with_its_range(field: str, value: objec
     [
         FactWorldConfig(num_worlds=10, sessions_per_world=1),
         FactWorldConfig(num_worlds=10, people_per_world=2, facts_per_person=1),
-        FactWorldConfig(num_worlds=10, people_per_world=20, facts_per_person=8, sessions_per_world=12),
+        FactWorldConfig(num_worlds=2, people_per_world=20, facts_per_person=8, sessions_per_world=12),
         FactWorldConfig(num_worlds=10, sessions_per_world=30),
         FactWorldConfig(
             num_worlds=10,
