@@ -1,17 +1,21 @@
 """How a GRPO step grows, measured here, and what the same cost model says of larger models on many GPUs.
 
-    python benchmarks/scaling.py [--quick] [--parts growth,decode,model]
+    python benchmarks/scaling.py [--quick] [--parts growth,decode,model] [--vllm .venv-vllm/bin/python]
 
 `growth` measures a step against group size, prompt and completion length, with the operations that the formulas of
 `memr1.training.estimate` count and the share of the machine's matrix-product peak. `decode` is tokens per second beside
-`generate` of transformers on the same prompts. `model` is arithmetic alone: a prediction, marked as such.
+`generate` of transformers, and with `--vllm` beside vLLM, on the same prompts. `model` is arithmetic alone: a
+prediction, marked as such.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,18 +81,44 @@ def group_operations(arch: Architecture, prompt: float, group: int, new: float, 
     return update_operations(arch, group * (p + c), group * packed_pairs(p, 1, c), group * c)
 
 
-def decode(model: str, rank: int, quick: bool) -> None:
-    """Tokens per second of a batch of samples beside transformers' `generate`, prefill included."""
+def decode(model: str, rank: int, quick: bool, vllm: str | None) -> None:
+    """Tokens per second of a batch of samples beside transformers' `generate` and vLLM, prefill included.
+
+    vllm: the Python interpreter of an environment that has it.
+    """
     bench = bench_of(model, rank, 8192, 1)
     new = 16 if quick else 64
-    print("prompts  group  new  tokens/s  generate tokens/s  ratio")
-    for prompts, group in ((2, 4),) if quick else ((2, 4), (4, 8), (8, 8)):
+    cases = ((2, 4),) if quick else ((2, 4), (4, 8), (8, 8))
+    print("prompts  group  new  tokens/s  generate tokens/s  ratio" + "  vLLM tokens/s  ratio" * bool(vllm))
+    others = of_vllm(bench, model, cases, new, vllm) if vllm else [0.0] * len(cases)
+    for (prompts, group), other in zip(cases, others, strict=True):
         rates = []
         for shared in (True, False):
             t = measured(bench, prompts, 480, group, new, shared)
             rates.append(t["decode_tokens"] / (t["prefill_s"] + t["decode_s"]))
         ours, theirs = rates
-        print(f"{prompts:7d} {group:6d} {new:4d} {ours:9.0f} {theirs:18.0f} {ours / theirs:6.1f}x", flush=True)
+        line = f"{prompts:7d} {group:6d} {new:4d} {ours:9.0f} {theirs:18.0f} {ours / theirs:6.1f}x"
+        print(line + (f" {other:14.0f} {ours / other:6.1f}x" if vllm else ""), flush=True)
+
+
+def of_vllm(bench: Bench, model: str, cases: Sequence[tuple[int, int]], new: int, python: str) -> list[float]:
+    """Tokens per second of vLLM on the same prompts, from a process in its own environment."""
+    from memr1.models.registry import resolve_model
+
+    work = [
+        {"prompts": [bench.tokenizer(r["prompt"], add_special_tokens=False)["input_ids"]
+                     for r in factworld_rows(prompts, bench.tokenizer, 480)], "group": group, "new": new}
+        for prompts, group in cases
+    ]  # fmt: skip
+    done = subprocess.run(
+        [python, str(Path(__file__).with_name("vllm_decode.py"))],
+        input=json.dumps({"model": resolve_model(model), "steps": 2, "cases": work}),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    rates: list[float] = json.loads(done.stdout.splitlines()[-1])["tokens_per_second"]
+    return rates
 
 
 @dataclass(frozen=True)
@@ -172,6 +202,7 @@ def main() -> None:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"which, separated by commas: {', '.join(PARTS)}")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--lora-rank", type=int, default=16)
+    parser.add_argument("--vllm", metavar="PYTHON", help="also measure vLLM, with the interpreter of its environment")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs")
     args = parser.parse_args()
     parts = args.parts.split(",")
@@ -181,7 +212,7 @@ def main() -> None:
     if "growth" in parts:
         growth(args.model, args.lora_rank, args.quick)
     if "decode" in parts:
-        decode(args.model, args.lora_rank, args.quick)
+        decode(args.model, args.lora_rank, args.quick, args.vllm)
     if "model" in parts:
         model()
 

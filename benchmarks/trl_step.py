@@ -2,7 +2,8 @@
 
     make bench-trl ARGS='--group-size 8 --max-new-tokens 16'
 
-Both run one after the other and the ratio is printed. TRL is put into a folder of its own: memr1 does not need it.
+Both run one after the other and the ratio is printed, and beside it the loss and the gradients of both on the rows that
+TRL sampled first. TRL is put into a folder of its own: memr1 does not need it.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,12 @@ def main() -> None:
         f"memr1 {result['shared']['total_s']:.1f} s and {result['peak_memory_gib']:.2f} GiB, "
         f"TRL {theirs['version']} {theirs['step_s']:.1f} s and {theirs['peak_memory_gib']:.2f} GiB a step: "
         f"{result['times_faster']} times faster"
+    )
+    same = theirs["same_rows"]
+    print(
+        f"on the same rows: loss {same['loss']:.6f} and {same['trl_loss']:.6f}, gradient norm "
+        f"{same['gradient_norm']:.6f} and {same['trl_gradient_norm']:.6f}; gradients differ by at most "
+        f"{same['largest_relative_difference']:.1e} of the largest"
     )
     print(json.dumps(result))
 
@@ -79,10 +88,27 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.seconds.append(time.perf_counter() - self.began)
 
+    class Recorder(GRPOTrainer):  # type: ignore[misc]
+        """Keeps what the first step, which is not timed, was computed from and came to."""
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
+            if not seen:
+                # an untrained model may get all wrong, and then there is no gradient: give it a direction
+                inputs["advantages"] = torch.linspace(-1, 1, len(inputs["advantages"]), device=self.args.device)
+                seen.update({n: t.cpu() for n, t in inputs.items() if torch.is_tensor(t)}, weights=adapter(model))
+            return super().compute_loss(model, inputs, *more, **named)
+
+        def training_step(self, model: Any, *more: Any, **named: Any) -> Any:
+            loss = super().training_step(model, *more, **named)
+            if "loss" not in seen:
+                seen.update(loss=float(loss), gradients=adapter(model, gradients=True))
+            return loss
+
+    seen: dict[str, Any] = {}
     clock = Clock()
     gpu = torch.cuda.is_available()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = GRPOTrainer(
+        trainer = Recorder(
             model=load_causal_lm(args.model),
             reward_funcs=reward,
             args=GRPOConfig(
@@ -111,6 +137,65 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
         "step_s": round(statistics.median(clock.seconds[1:]), 2),
         "steps_s": [round(s, 2) for s in clock.seconds],
         "peak_memory_gib": round(held, 2),
+        "same_rows": same_rows(args, seen),
+    }
+
+
+def adapter(model: Any, gradients: bool = False) -> dict[str, Any]:
+    """Weights or gradients of the adapter that TRL trains, by the names that memr1 has for them."""
+    trained = {n.removeprefix("module."): p for n, p in model.named_parameters() if p.requires_grad}
+    return {
+        name.replace(".default.", "."): (p.grad if gradients else p.detach()).float().cpu().clone()
+        for name, p in trained.items()
+    }
+
+
+def same_rows(args: argparse.Namespace, seen: dict[str, Any]) -> dict[str, float]:
+    """Loss and gradients of memr1's update, prompts shared, on the rows, advantages and weights of TRL's first step."""
+    import torch
+
+    from memr1.config import Config, ModelConfig
+    from memr1.learner.deepspeed_learner import UpdateSettings
+    from memr1.learner.group import LocalLearnerGroup
+    from memr1.learner.packing import TrainSequence, plan_microbatches
+    from memr1.models.adapters import LoraSettings
+
+    lora = LoraSettings(rank=args.lora_rank, alpha=2 * args.lora_rank)
+    group = LocalLearnerGroup(Config(model=ModelConfig(name=args.model, lora=lora)), "answerer", None)
+    policies = group.learner.policies
+    policies.load_weights("answerer", seen["weights"])
+    ours: dict[str, torch.Tensor] = {}
+
+    def add(gradient: torch.Tensor, name: str) -> None:
+        ours[name] = ours.get(name, 0) + gradient.detach().float().cpu()
+
+    for name, p in policies.trainable_parameters("answerer").items():
+        p.register_hook(partial(add, name=name))
+
+    def real(ids: str, mask: str, row: int) -> tuple[int, ...]:
+        return tuple(seen[ids][row][seen[mask][row].bool()].tolist())
+
+    completions = [real("completion_ids", "completion_mask", n) for n in range(len(seen["advantages"]))]
+    plan = plan_microbatches(
+        [
+            TrainSequence(real("prompt_ids", "prompt_mask", n), ids, (True,) * len(ids), float(seen["advantages"][n]))
+            for n, ids in enumerate(completions)
+        ],
+        num_ranks=1,
+        max_tokens_per_microbatch=4096,
+        pad_id=0,
+    )
+    (stats,) = group.update(plan, UpdateSettings("grpo", 0.0, plan.trained_tokens, plan.trained_sequences, 1.0))
+    theirs = seen["gradients"]
+    if ours.keys() != theirs.keys():
+        raise MemR1Error(f"the adapters differ: {sorted(ours.keys() ^ theirs.keys())[:4]}")
+    largest = max(float(g.abs().max()) for g in theirs.values())
+    return {
+        "loss": stats["loss"],
+        "trl_loss": seen["loss"],
+        "gradient_norm": math.sqrt(sum(float(g.square().sum()) for g in ours.values())),
+        "trl_gradient_norm": math.sqrt(sum(float(g.square().sum()) for g in theirs.values())),
+        "largest_relative_difference": max(float((ours[n] - g).abs().max()) for n, g in theirs.items()) / largest,
     }
 
 

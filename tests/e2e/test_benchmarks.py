@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -48,6 +50,20 @@ def test_grpo_step_names_the_line_of_a_bad_row(tmp_path: Path) -> None:
     done = grpo_step("--rows", str(rows))
     assert done.returncode == 2
     assert f"{rows}:2: expected" in done.stderr
+
+
+def test_trl_comes_to_the_same_loss_and_gradients_on_the_same_rows() -> None:
+    pytest.importorskip("trl", reason="TRL is not installed; `make bench-trl` fetches it")
+    command = [sys.executable, str(ROOT / "benchmarks" / "trl_step.py"), "--model", "tiny-random", "--lora-rank", "4"]
+    options = ["--prompts", "2", "--prompt-tokens", "200", "--group-size", "2", "--max-new-tokens", "4", "--steps", "1"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    same = result["trl"]["same_rows"]
+    assert same["loss"] == pytest.approx(same["trl_loss"], rel=1e-4, abs=1e-6) != 0
+    assert same["gradient_norm"] == pytest.approx(same["trl_gradient_norm"], rel=1e-3) != 0
+    assert same["largest_relative_difference"] < 1e-3
+    assert result["times_faster"] > 0 and result["trl"]["step_s"] > 0
 
 
 def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
