@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,9 @@ def test_a_broadcast_gives_every_runner_the_learner_s_weights_and_a_lost_one_doe
         for _ in range(3):
             algorithm.train()
             got.append(numbers(algorithm.step_metrics))
+            end = time.monotonic() + 180
+            while len(pool.ready()) < 2 and time.monotonic() < end:
+                time.sleep(0.5)
         assert pushed == [3], "the step in which a runner died went through the object store"
         assert pool.replaced == 1 and pool._channel is not None and pool._channel is not first
         runners = held(algorithm)
