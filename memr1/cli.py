@@ -215,8 +215,8 @@ def serve(
     source: Annotated[
         str | None,
         typer.Argument(
-            metavar="RUN_OR_MODEL",
-            help="Run, checkpoint of one, or model; by default runs/train_local, else the untrained smollm2-135m.",
+            metavar="RUN_OR_EXPORT",
+            help="Run, checkpoint, export or model; by default runs/train_local, else the untrained smollm2-135m.",
             show_default=False,
         ),
     ] = None,

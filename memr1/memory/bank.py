@@ -542,6 +542,12 @@ class MemoryBank:
             self._index.add(list(self._to_add), vectors)
         self._to_add, self._to_remove = {}, set()
 
+    @property
+    def index_lag(self) -> int:
+        """Entries that the next search has to tell its index of first."""
+        with self._lock:
+            return len(self._to_add) + len(self._to_remove)
+
     def rebuild_index(self) -> None:
         """Empty the index and feed it again from the entries. One that was lost is asked again; `IndexLost` when it
         still cannot be used, and searches go on without it."""

@@ -69,6 +69,8 @@ def check_provenance(provenance: Provenance) -> Provenance:
     for name in ("speaker", "role", "model", "adapter"):
         _check(getattr(provenance, name), f"provenance.{name}", str, optional=True)
     _check(provenance.weight_version, "provenance.weight_version", int, optional=True)
+    if not isinstance(provenance.trusted, bool):
+        raise MemR1Error(f"provenance.trusted: expected True or False, got {provenance.trusted!r}")
     return dataclasses.replace(provenance, turn_ids=turn_ids)
 
 

@@ -17,7 +17,7 @@ from memr1.memory.types import MemoryEntry
 
 _ENTRY = ("id", "kind", "version", "created_at", "updated_at", "event_time")
 _TIMES = ("created_at", "updated_at", "event_time")
-_PROVENANCE = ("speaker", "role", "model", "adapter", "weight_version")
+_PROVENANCE = ("speaker", "role", "model", "adapter", "weight_version", "trusted")
 _NAMES = (*_ENTRY, *_PROVENANCE, "turn_id", "metadata.<key>")
 _ORDER: dict[str, Callable[[Any, Any], bool]] = {
     "gt": lambda a, b: a > b,

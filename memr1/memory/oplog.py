@@ -103,8 +103,11 @@ def _op_to_json(op: MemoryOp) -> dict[str, Any]:
 
 
 def provenance_to_json(provenance: Provenance) -> dict[str, Any]:
-    """Plain JSON values of a provenance."""
-    return {**vars(provenance), "turn_ids": list(provenance.turn_ids)}
+    """Plain JSON values of a provenance. `trusted` is left out where it is true, as in older logs."""
+    body = {**vars(provenance), "turn_ids": list(provenance.turn_ids)}
+    if provenance.trusted:
+        del body["trusted"]
+    return body
 
 
 def provenance_from_json(fields: Fields) -> Provenance:
@@ -116,6 +119,7 @@ def provenance_from_json(fields: Fields) -> Provenance:
         model=fields.take("model", str, None),
         adapter=fields.take("adapter", str, None),
         weight_version=fields.take("weight_version", int, None),
+        trusted=fields.take("trusted", bool) if "trusted" in fields else True,
     )
     fields.end()
     return provenance

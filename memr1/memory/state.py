@@ -22,6 +22,7 @@ REASONS: dict[str, str] = {
     "unknown_id": "the bank never gave out this id",
     "deleted_id": "the entry was deleted before",
     "version_conflict": "the entry has another version than the operation expects",
+    "untrusted_source": "an untrusted source may not change or delete what a trusted one said",
     "empty_text": "ADD or UPDATE without content",
     "invalid_text": "content with a lone surrogate or a NUL",
     "too_long": "content longer than the bank allows",
@@ -381,6 +382,8 @@ class Draft:
         if op.expected_version is not None and op.expected_version != target.version:
             detail = f"{target.id} has version {target.version}, expected {op.expected_version}"
             return None, _refuse(op, "version_conflict", detail)
+        if self._rules is not None and target.provenance.trusted and not self._provenance.trusted:
+            return None, _refuse(op, "untrusted_source", f"a trusted source said {target.id}, and this one is not")
         return target, OpResult(op, ok=True, entry_id=target.id)
 
     def _bad_text(self, op: MemoryOp) -> OpResult | None:

@@ -15,6 +15,8 @@ import json
 import os
 import secrets
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -58,13 +60,17 @@ Changes = Sequence[tuple[MemoryEntry | None, MemoryEntry]]
 class BankStore:
     """Durable banks. Thread-safe. Open one per database: a second owner is refused by name."""
 
-    def __init__(self, database: Database, embedder: Embedder) -> None:
+    def __init__(self, database: Database, embedder: Embedder, max_open: int | None = None) -> None:
         """Use `BankStore.open`."""
         self._database, self.where = database, database.where
         self._registry = threading.RLock()
         # taken last of all: banks write and embed while they hold locks of their own
         self._writing = threading.RLock()
-        self._open: dict[str, MemoryBank] = {}
+        self._open: weakref.WeakValueDictionary[str, MemoryBank] = weakref.WeakValueDictionary()
+        """Every bank that anybody holds: two objects of one bank would write over one another."""
+        self._recent: OrderedDict[str, MemoryBank] = OrderedDict()
+        """Those that are kept although nobody may hold them, the last one used last."""
+        self._max_open = max_open
         self._closed = False
         self._process = os.getpid()
         inner, size = (embedder.inner, embedder.max_texts) if isinstance(embedder, CachedEmbedder) else (embedder, None)
@@ -81,18 +87,26 @@ class BankStore:
 
     @classmethod
     def open(
-        cls, target: str | os.PathLike[str], embedder: Embedder, *, owner: str | None = None, create: bool = True
+        cls,
+        target: str | os.PathLike[str],
+        embedder: Embedder,
+        *,
+        owner: str | None = None,
+        create: bool = True,
+        max_open: int | None = None,
     ) -> BankStore:
         """Open a store.
 
         target: path of a SQLite file, or a URL such as `postgresql+psycopg://user:password@host/database`.
         owner: what this process calls itself to others that ask for the store.
         create: make a SQLite file where there is none; False refuses a path at which nothing is.
+        max_open: banks that are kept in memory while nobody holds them; the one used longest ago goes first, and is
+            read again when asked for. None keeps all.
         `MemR1Error` when another process owns it, when it was written by a newer memr1, or when it cannot be read.
         """
         database = open_database(target, owner, create=create)
         try:
-            return cls(database, embedder)
+            return cls(database, embedder, max_open)
         except BaseException:
             database.close()
             raise
@@ -105,22 +119,34 @@ class BankStore:
         with self._registry:
             with self.transaction(f"creating bank {bank_id!r}") as connection:
                 self._new_row(connection, bank_id, journal.incarnation, bank.rules)
-            self._open[bank_id] = bank
-            return bank
+            return self._kept(bank)
 
     def bank(self, bank_id: str, *, index: str | VectorIndex = "exact") -> MemoryBank:
-        """The bank of a name, always the same object; `MemR1Error` when there is none, or its log is damaged.
+        """The bank of a name, the same object as long as anybody holds it; `MemR1Error` when there is none, or its log
+        is damaged.
 
         index: taken when the bank is opened for the first time in this process.
         """
         with self._registry:
-            if bank_id not in self._open:
+            bank = self._open.get(bank_id)
+            if bank is None:
                 log, rules, incarnation = self._read(bank_id)
                 journal = _Journal(self, bank_id, incarnation)
-                self._open[bank_id] = MemoryBank.replay(
-                    log, self.embedder, bank_id=bank_id, index=index, rules=rules, journal=journal
-                )
-            return self._open[bank_id]
+                bank = MemoryBank.replay(log, self.embedder, bank_id=bank_id, index=index, rules=rules, journal=journal)
+            return self._kept(bank)
+
+    def _kept(self, bank: MemoryBank) -> MemoryBank:
+        """The bank, as the one used last."""
+        self._open[bank.bank_id] = self._recent[bank.bank_id] = bank
+        self._recent.move_to_end(bank.bank_id)
+        while self._max_open is not None and len(self._recent) > self._max_open:
+            self._recent.popitem(last=False)
+        return bank
+
+    def opened(self) -> list[MemoryBank]:
+        """The banks that are in memory now."""
+        with self._registry:
+            return list(self._open.values())
 
     def adopt(self, bank: MemoryBank, bank_id: str | None = None) -> MemoryBank:
         """Keep a bank that lives in memory, with its whole log, in one transaction; returns the stored bank.
@@ -163,6 +189,7 @@ class BankStore:
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
             self._open.pop(bank_id, None)
+            self._recent.pop(bank_id, None)
         self.embedder.forget()
         self.wipe()  # not with the registry held: other banks can be opened meanwhile
 
@@ -277,6 +304,7 @@ class BankStore:
             held = self._open.get(bank_id)
             if held is not None and held.journal is journal:
                 del self._open[bank_id]
+                self._recent.pop(bank_id, None)
 
     def _new_row(self, connection: Connection, bank_id: str, incarnation: str, rules: BankRules) -> None:
         self.still_owner(connection)

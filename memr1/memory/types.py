@@ -27,6 +27,9 @@ class Provenance:
     model: str | None = None
     adapter: str | None = None
     weight_version: int | None = None
+    trusted: bool = True
+    """False: from a source that is not to be relied on. What it says is marked, and it may neither change nor delete
+    what a trusted source said (`untrusted_source`)."""
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from memr1.memory.scopes import Scope
 from memr1.memory.types import Event, MemoryOp, Provenance
 from memr1.serving.agents import Decided, Said
-from memr1.serving.banks import BankRef
-from memr1.serving.errors import ApiError
-from memr1.serving.requests import accepted
+from memr1.serving.errors import ApiError, accepted
+from memr1.serving.refs import BankRef
 
 if TYPE_CHECKING:
     from memr1.serving.app import Services
@@ -38,8 +38,9 @@ async def add(
     """
     if not infer:
         ops = [MemoryOp(Event.ADD, _worded(s), metadata=metadata or {}) for s in said]
+        provenance = replace(provenance, trusted=provenance.trusted and all(s.trusted for s in said))
         if dry_run:
-            applied = await services.banks.call("trial", principal, ref, ops, time=time)
+            applied = await services.banks.call("trial", principal, ref, ops, provenance=provenance, time=time)
         else:
             applied = await services.banks.call(
                 "apply",
@@ -51,11 +52,11 @@ async def add(
                 event_time=event_time,
                 key=key,
                 create=True,
+                facts=[s.text for s in said],
             )
             if not applied.replayed:
-                services.metrics.count(applied.results)
-        for result in sorted(applied.results, key=lambda r: (r.reason or "").startswith("aborted")):
-            accepted(result)
+                services.metrics.count(applied)
+        accepted(applied.results)
         return [Decided(tuple(s.text for s in said), None, applied)]
     start = clock.perf_counter()
     decided = await services.agent().remember(
@@ -66,7 +67,7 @@ async def add(
         if one.error is not None:
             services.metrics.refused.labels(one.error.split(":", 1)[0]).inc()
         elif one.applied is not None and not dry_run and not one.applied.replayed:
-            services.metrics.count(one.applied.results)
+            services.metrics.count(one.applied)
     if decided and all(one.error is not None for one in decided):
         raise ApiError(
             422,

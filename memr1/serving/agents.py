@@ -23,9 +23,10 @@ from memr1.memory.scopes import Scope
 from memr1.memory.state import reason_code
 from memr1.memory.types import Event, Hit, OpResult, Provenance
 from memr1.rollout.engine import Completion, GenerationRequest
-from memr1.serving.banks import Applied, BankRef, Banks
+from memr1.serving.banks import Banks
 from memr1.serving.errors import ApiError, as_api_error
 from memr1.serving.inference import Generator
+from memr1.serving.refs import Applied, BankRef
 from memr1.serving.settings import ServingConfig
 
 REPLANS = 2
@@ -38,6 +39,8 @@ class Said:
 
     text: str
     speaker: str | None = None
+    trusted: bool = True
+    """False: not what a user said by themselves but what they passed on, such as a page or a mail."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ class Decided:
     """None when nothing was decided: see `error`."""
     error: str | None = None
     """Why the completion was refused as a whole."""
+
+    @property
+    def deletes(self) -> int:
+        """Entries that it deleted."""
+        results = self.applied.results if self.applied is not None else ()
+        return sum(r.ok and r.op.event is Event.DELETE for r in results)
 
 
 @dataclass(frozen=True)
@@ -99,13 +108,17 @@ class AgentService:
         Decisions about one bank wait for one another, so that the manager sees what it did before. key: idempotency
         key; asking again goes on where it stopped.
         """
-        decided = []
+        decided: list[Decided] = []
         async with self._alone(ref):
             for i, message in enumerate(said):
                 facts = await self._facts(message, time)
                 if not facts:
                     continue
-                one = replace(provenance, speaker=message.speaker or provenance.speaker)
+                one = replace(
+                    provenance,
+                    speaker=message.speaker or provenance.speaker,
+                    trusted=provenance.trusted and message.trusted,
+                )
                 decided.append(
                     await self._decide(
                         principal,
@@ -116,6 +129,7 @@ class AgentService:
                         event_time=event_time,
                         key=None if key is None else f"{key}#{i}",
                         dry_run=dry_run,
+                        may_delete=self._settings.max_deletes - sum(d.deletes for d in decided),
                     )
                 )
         return decided
@@ -131,6 +145,7 @@ class AgentService:
         event_time: str | None,
         key: str | None,
         dry_run: bool,
+        may_delete: int,
     ) -> Decided:
         for attempt in range(REPLANS + 1):
             again = None if key is None else f"{key}~{attempt}" if attempt else key
@@ -149,31 +164,22 @@ class AgentService:
             if decision.ops is None:
                 return Decided(facts, text, None, f"unreadable: {decision.error}")
             deletes = sum(op.event is Event.DELETE for op in decision.ops)
-            if deletes > self._settings.max_deletes:
-                return Decided(
-                    facts, text, None, f"too_many_deletes: {deletes}, at most {self._settings.max_deletes} are allowed"
-                )
+            if deletes > may_delete:
+                most = self._settings.max_deletes
+                return Decided(facts, text, None, f"too_many_deletes: {deletes} more; a request may make {most} in all")
             on_reject = self.config.memory.on_reject
+            by_manager = replace(
+                provenance,
+                role="manager",
+                model=self.label,
+                adapter="manager",
+                weight_version=completion.weight_version,
+            )
+            how: dict[str, Any] = {"provenance": by_manager, "time": time, "on_reject": on_reject, "facts": facts}
             if dry_run:
-                trial = await self._banks.call("trial", principal, ref, decision.ops, time=time, on_reject=on_reject)
-                return Decided(facts, text, trial)
+                return Decided(facts, text, await self._banks.call("trial", principal, ref, decision.ops, **how))
             applied = await self._banks.call(
-                "apply",
-                principal,
-                ref,
-                decision.ops,
-                provenance=replace(
-                    provenance,
-                    role="manager",
-                    model=self.label,
-                    adapter="manager",
-                    weight_version=completion.weight_version,
-                ),
-                time=time,
-                event_time=event_time,
-                on_reject=on_reject,
-                key=again,
-                create=True,
+                "apply", principal, ref, decision.ops, event_time=event_time, key=again, create=True, **how
             )
             if not _overtaken(applied.results):
                 break

@@ -87,9 +87,7 @@ def start(settings: ServingConfig) -> Services:
 
     keys = KeyFile(settings.keys) if settings.keys is not None else None
     source = _source(settings)
-    service = BankService(
-        settings.db, load_embedder(embedder_name(settings, source)), settings.max_entries, settings.max_banks
-    )
+    service = BankService(settings, load_embedder(embedder_name(settings, source)))
     try:
         banks = InProcess(service)
         if source is None:
@@ -162,6 +160,7 @@ def make_app(services: Services) -> FastAPI:
     async def metrics(_: Caller = ADMINISTRATOR) -> Response:
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+        services.metrics.show(await services.banks.call("gauges"))
         return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(MemR1Error)

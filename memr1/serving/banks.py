@@ -7,11 +7,11 @@ in threads of this one, `memr1.serving.on_ray` over Ray.
 from __future__ import annotations
 
 import asyncio
-import base64
+import logging
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,48 +28,15 @@ from memr1.memory.oplog import LogRecord
 from memr1.memory.scopes import Scope
 from memr1.memory.state import BankRules
 from memr1.memory.store import BankStore
-from memr1.memory.types import Event, Hit, MemoryEntry, MemoryOp, OpResult, Provenance
-from memr1.serving.errors import ApiError, as_api_error, not_found
+from memr1.memory.types import Event, Hit, MemoryEntry, MemoryOp, Provenance
+from memr1.serving.errors import ApiError, accepted, as_api_error, not_found
+from memr1.serving.guards import suspicions
 from memr1.serving.jobs import Job, JobTable
+from memr1.serving.quarantine import Held, Quarantine, Wanted
+from memr1.serving.refs import Applied, BankRef
+from memr1.serving.settings import ServingConfig
 
-DEFAULT_BANK = "memories"
-"""The bank of a scope that nobody gave a name."""
-
-
-@dataclass(frozen=True)
-class BankRef:
-    """A bank by whose it is and what it is called."""
-
-    scope: Scope
-    name: str = DEFAULT_BANK
-
-    def memory_id(self, entry_id: str) -> str:
-        """An id of an entry for routes that name no bank; says nothing of the tenant, which a key decides."""
-        scope = self.scope
-        parts = "\0".join((scope.user_id or "", scope.agent_id or "", scope.run_id or "", self.name))
-        return f"{base64.urlsafe_b64encode(parts.encode()).decode().rstrip('=')}.{entry_id}"
-
-    @classmethod
-    def of_memory_id(cls, memory_id: str, tenant: str | None) -> tuple[BankRef, str]:
-        """Bank and entry of an id that `memory_id` made. `ApiError` 404 for any other text."""
-        token, _, entry_id = memory_id.rpartition(".")
-        try:
-            parts = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True).decode()
-            user_id, agent_id, run_id, name = parts.split("\0")
-            scope = Scope(user_id or None, agent_id or None, run_id or None, tenant)
-        except (ValueError, MemR1Error):
-            raise not_found("the memory") from None
-        return cls(scope, name), entry_id
-
-
-@dataclass(frozen=True)
-class Applied:
-    """What came of a decision."""
-
-    seq: int
-    results: tuple[OpResult, ...]
-    replayed: bool = False
-    """True when the decision had been made before under its idempotency key."""
+logger = logging.getLogger(__name__)
 
 
 class Banks(Protocol):
@@ -99,14 +66,11 @@ class InProcess:
 class BankService:
     """Banks of all tenants. Thread-safe. Every method takes the principal's scope first and stays within it."""
 
-    def __init__(
-        self, target: str, embedder: Embedder, max_entries: int | None = None, max_banks: int = 100_000
-    ) -> None:
-        """target: path or URL of the store. max_entries: limit of banks that are made from now on. max_banks: of a
-        tenant."""
-        self._max_banks = max_banks
-        self._store = BankStore.open(target, embedder, owner="memr1 serve")
-        self._rules = BankRules(max_entries=max_entries)
+    def __init__(self, settings: ServingConfig, embedder: Embedder) -> None:
+        """Open the store of the settings. Rules of banks that are there already stay what they were."""
+        self._max_banks, self._guards = settings.max_banks, settings.guards
+        self._store = BankStore.open(settings.db, embedder, owner="memr1 serve", max_open=settings.max_open_banks)
+        self._rules = BankRules(max_entries=settings.max_entries)
         self._known: dict[str | None, set[BankRef]] = {}
         self._table = threading.Lock()
         # of whoever makes or drops a bank, which can wait for the database to be written anew; reads do not wait for it
@@ -115,7 +79,8 @@ class BankService:
             found = Scope.of(bank_id)
             if found is not None:
                 self._know(BankRef(*found))
-        self._jobs = JobTable(self._store)
+        self._jobs = JobTable(self._store, settings.job_days)
+        self._quarantine = Quarantine(self._store, settings.max_held)
 
     def close(self) -> None:
         """Close the store."""
@@ -128,6 +93,15 @@ class BankService:
         except MemR1Error as error:
             raise as_api_error(error) from error
         return self._store.where
+
+    def gauges(self) -> dict[str, int]:
+        """What metrics show of the store."""
+        opened = self._store.opened()
+        return {
+            "banks_open": len(opened),
+            "index_lag_entries": sum(bank.index_lag for bank in opened),
+            "held_writes": self._quarantine.count(),
+        }
 
     # -- banks --------------------------------------------------------------------------------------------------
 
@@ -164,6 +138,7 @@ class BankService:
             with self._table:
                 self._known[ref.scope.tenant].discard(ref)
             try:
+                self._quarantine.forget(ref)
                 self._store.scoped(ref.scope).drop(ref.name)
             except MemR1Error as error:
                 if ref.scope.bank_id(ref.name) in self._store.names():
@@ -272,15 +247,20 @@ class BankService:
         on_reject: str = "abort",
         key: str | None = None,
         create: bool = False,
+        facts: Sequence[str] = (),
     ) -> Applied:
-        """One decision, on disk when this returns. create: make the bank where there is none.
+        """One decision, on disk when this returns: made, or held when the guards find it suspicious. create: make the
+        bank where there is none. facts: what the decision answers.
 
         key: idempotency key. Under one that was used before, that decision's results; 409 when it was for another
         request, as told by the last of the provenance's turn ids.
         """
         bank = self._bank(principal, ref, missing_ok=create)
+        wanted = Wanted(ref, tuple(ops), provenance, time, event_time, on_reject, key, tuple(facts))
         if bank is None:
-            trial = self.trial(principal, ref, ops, time=time, on_reject=on_reject)
+            if held := self._held(None, wanted):
+                return held
+            trial = self.trial(principal, ref, ops, provenance=provenance, time=time, on_reject=on_reject)
             if not any(r.ok for r in trial.results):
                 return trial  # nothing to keep, so no bank to keep it in
             with self._making:
@@ -290,6 +270,8 @@ class BankService:
         with bank.paused():
             if key is not None and (earlier := bank.decision(key)) is not None:
                 return _replayed(earlier, provenance)
+            if held := self._held(bank, wanted):
+                return held
             try:
                 results = bank.apply(
                     ops,
@@ -310,27 +292,41 @@ class BankService:
             ops = [MemoryOp(Event.DELETE, entry_id=entry.id) for entry in bank.entries()]
             if ops:
                 try:
-                    bank.apply(ops, provenance=provenance, time=time)
+                    results = bank.apply(ops, provenance=provenance, time=time)
                 except MemR1Error as error:
                     raise as_api_error(error) from error
+                accepted(results)
             return len(ops)
 
     def decided(self, principal: Scope, ref: BankRef, key: str, provenance: Provenance) -> Applied | None:
         """What was decided under an idempotency key; None when nothing was. 409 when it was for another request."""
         bank = self._bank(principal, ref, missing_ok=True)
         earlier = None if bank is None else bank.decision(key)
-        return None if earlier is None else _replayed(earlier, provenance)
+        if earlier is not None:
+            return _replayed(earlier, provenance)
+        held = self._quarantine.find(ref, key)
+        return None if held is None else _as_held(held, provenance)
 
     def trial(
-        self, principal: Scope, ref: BankRef, ops: Sequence[MemoryOp], *, time: str, on_reject: str = "abort"
+        self,
+        principal: Scope,
+        ref: BankRef,
+        ops: Sequence[MemoryOp],
+        *,
+        provenance: Provenance,
+        time: str,
+        on_reject: str = "abort",
+        facts: Sequence[str] = (),
     ) -> Applied:
         """What a decision would do, on a fork that is thrown away."""
         bank = self._bank(principal, ref, missing_ok=True)
         fork = MemoryBank("trial", self._store.embedder, rules=self._rules) if bank is None else bank.fork()
+        found = suspicions(ops, facts, provenance, fork.get) if self._guards else []
         try:
-            return Applied(fork.seq, tuple(fork.apply(ops, time=time, on_reject=on_reject)))
+            results = fork.apply(ops, provenance=provenance, time=time, on_reject=on_reject)
         except MemR1Error as error:
             raise as_api_error(error) from error
+        return Applied(fork.seq, tuple(results), suspicions=tuple(found))
 
     def rollback(self, principal: Scope, ref: BankRef, seq: int, *, actor: str, time: str) -> tuple[list[str], int]:
         """Ids of the entries that got back what they said after decision `seq`, and the number of this decision."""
@@ -384,6 +380,62 @@ class BankService:
         """Name of the embedder, and a vector for each text. Nothing is kept."""
         embedder = self._store.embedder
         return embedder.name, [embedder.embed_query(text).tolist() for text in texts]
+
+    # -- held writes ------------------------------------------------------------------------------------------------
+
+    def _held(self, bank: MemoryBank | None, wanted: Wanted) -> Applied | None:
+        """Hold a decision that the guards find suspicious; None when it may be made."""
+        if not self._guards:
+            return None
+        found = suspicions(wanted.ops, wanted.facts, wanted.provenance, bank.get if bank else lambda _: None)
+        if not found:
+            return None
+        return _as_held(self._quarantine.put(Held.of(wanted, found)), wanted.provenance)
+
+    def held(self, principal: Scope, within: Scope, offset: int, limit: int) -> tuple[list[Held], int]:
+        """Decisions of a scope and of narrower ones that wait for an operator, oldest first, and how many there are."""
+        self._check(principal, within)
+        found = [held for held in self._quarantine.of_tenant(within.tenant) if within.covers(held.wanted.ref.scope)]
+        return found[offset : offset + limit], len(found)
+
+    def release(self, principal: Scope, held_id: str, *, actor: str, time: str) -> Applied:
+        """Make a decision that was held, as a trusted one: whoever releases it answers for it. `ApiError` when the bank
+        rejects it now; then it stays held."""
+        held = self._held_write(principal, held_id)
+        wanted = held.wanted
+        key = wanted.key or f"held:{held_id}"
+        vouched = replace(wanted.provenance, trusted=True)
+        how: dict[str, Any] = {"provenance": vouched, "time": time, "on_reject": wanted.on_reject}
+        with self._making:
+            bank = self._bank(principal, wanted.ref, missing_ok=True)
+            earlier = None if bank is None else bank.decision(key)
+            if earlier is None:
+                tried = self.trial(principal, wanted.ref, wanted.ops, **how).results
+                if not any(result.ok for result in tried):
+                    accepted(tried)  # a rejected decision would use its key up
+                bank = bank or self._create(wanted.ref)
+        with bank.paused():
+            happened = wanted.event_time or wanted.time
+            try:
+                bank.apply(wanted.ops, event_time=happened, actor=actor, idempotency_key=key, **how)
+            except MemR1Error as error:
+                raise as_api_error(error) from error
+            made = bank.decision(key)
+        self._quarantine.remove(held_id)
+        logger.info("held write %s was released by %s", held_id, actor)
+        return Applied(made.seq, made.results)
+
+    def drop_held(self, principal: Scope, held_id: str, *, actor: str) -> None:
+        """Give up a decision that was held."""
+        self._held_write(principal, held_id)
+        self._quarantine.remove(held_id)
+        logger.info("held write %s was dropped by %s", held_id, actor)
+
+    def _held_write(self, principal: Scope, held_id: str) -> Held:
+        held = self._quarantine.get(held_id)
+        if held is None or not principal.covers(held.wanted.ref.scope):
+            raise not_found("the held write")
+        return held
 
     # -- jobs ---------------------------------------------------------------------------------------------------
 
@@ -441,9 +493,18 @@ class BankService:
             raise as_api_error(error) from error
 
 
-def _replayed(earlier: LogRecord, provenance: Provenance) -> Applied:
-    if earlier.provenance.turn_ids[-1:] != provenance.turn_ids[-1:]:
+def _as_held(held: Held, provenance: Provenance) -> Applied:
+    _check_same(held.wanted.provenance, provenance)
+    return Applied(0, (), held=held.id, suspicions=held.suspicions)
+
+
+def _check_same(earlier: Provenance, provenance: Provenance) -> None:
+    if earlier.turn_ids[-1:] != provenance.turn_ids[-1:]:
         raise ApiError(
             409, "idempotency_key_reused", "the Idempotency-Key was used for another request; give each its own"
         )
+
+
+def _replayed(earlier: LogRecord, provenance: Provenance) -> Applied:
+    _check_same(earlier.provenance, provenance)
     return Applied(earlier.seq, earlier.results, replayed=True)

@@ -32,6 +32,9 @@ def create(
     run: Annotated[str | None, typer.Option(help="Only this run's memory.")] = None,
     per_minute: Annotated[int, typer.Option(help="Requests a minute; 0 is no limit.")] = 0,
     expires: Annotated[str | None, typer.Option(help="ISO 8601 day or time from which it is refused.")] = None,
+    untrusted: Annotated[
+        bool, typer.Option("--untrusted", help="What it writes is marked, and changes nothing that others said.")
+    ] = False,
 ) -> None:
     """Make a key and print it. It is shown this once: only its digest is kept."""
     from memr1.serving.keys import KeyFile
@@ -45,6 +48,7 @@ def create(
         run_id=run,
         requests_per_minute=per_minute,
         expires=expires,
+        trusted=not untrusted,
     )
     print(key)
     print(f"{file}: key {record.id} ({name}); keep it, it is not shown again", file=sys.stderr)
@@ -59,9 +63,9 @@ def list_keys(file: File = "keys.json") -> None:
     from memr1.serving.keys import KeyFile
 
     columns = ("id", "name", "tenant", "right", "user_id", "agent_id", "run_id", "requests_per_minute", "created")
-    table = Table(*columns, "expires", "revoked")
+    table = Table(*columns, "expires", "revoked", "trusted")
     for record in KeyFile(file).records():
-        values = (getattr(record, c) for c in (*columns, "expires", "revoked"))
+        values = (getattr(record, c) for c in (*columns, "expires", "revoked", "trusted"))
         table.add_row(*("" if value is None else str(value) for value in values))
     Console(markup=False, emoji=False, highlight=False).print(table)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from memr1.errors import MemR1Error
+from memr1.memory.state import reason_code
+from memr1.memory.types import OpResult
 
 
 class ApiError(MemR1Error):
@@ -78,8 +80,23 @@ REJECTIONS: dict[str, int] = {
     "unknown_kind": 422,
     "kind_mismatch": 422,
     "bank_full": 413,
+    "untrusted_source": 403,
 }
 """Status of an operation that the bank rejects, by its reason (`memr1.memory.REASONS`), where a caller asked for it."""
+
+
+def accepted(results: Sequence[OpResult]) -> None:
+    """`ApiError` with the status that fits when the bank rejected what a caller asked for: of a decision that fell as a
+    whole, by the operation at fault."""
+    refused = [r for r in results if not r.ok]
+    if not refused:
+        return
+    result = next((r for r in refused if reason_code(r.reason or "") != "aborted"), refused[0])
+    code = reason_code(result.reason or "")
+    if REJECTIONS.get(code) == 404:
+        raise not_found("the memory")
+    raise ApiError(REJECTIONS.get(code, 409), code, result.detail or code)
+
 
 STATUSES = (400, 401, 403, 404, 405, 408, 409, 412, 413, 422, 429, 499, 500, 501, 503, 504)
 """Of every refusal there is."""

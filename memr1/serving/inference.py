@@ -86,6 +86,8 @@ class _Waiting:
     done: asyncio.Future[Completion]
     heard: asyncio.Queue[int | Completion | Exception] | None = None
     """Of a stream: its tokens, and in the end what `done` gets."""
+    told: int = 0
+    """Tokens of a stream that are out; a round that is played again does not tell them twice."""
     given_up: bool = False
     since: float = field(default_factory=time.monotonic)
 
@@ -212,10 +214,15 @@ class Inference:
                 return
 
     def _play(self, items: list[_Waiting]) -> None:
+        sampled = [0] * len(items)
+
         def watch(i: int, token: int) -> bool:
-            if items[i].heard is not None:
-                items[i].tell(token)
-            return not items[i].given_up
+            item = items[i]
+            sampled[i] += 1
+            if item.heard is not None and sampled[i] > item.told:
+                item.told += 1
+                item.tell(token)
+            return not item.given_up
 
         try:
             completions = self._engine.generate([item.request for item in items], watch)

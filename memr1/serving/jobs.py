@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlalchemy import Column, Float, MetaData, String, Table, Text, insert, select, update
+from sqlalchemy import Column, Float, MetaData, String, Table, Text, delete, insert, select, update
 
 from memr1.errors import MemR1Error
 from memr1.memory.scopes import Scope
@@ -52,13 +52,16 @@ class Job:
     seqs: tuple[int, ...] = ()
     """Numbers of the decisions that it made."""
     error: dict[str, Any] | None = None
+    held: tuple[str, ...] = ()
+    """Ids in the quarantine of those decisions that were held."""
 
 
 class JobTable:
     """Jobs in the database of a store."""
 
-    def __init__(self, store: BankStore) -> None:
-        self._store = store
+    def __init__(self, store: BankStore, days: float) -> None:
+        """days: for which what came of a job is kept."""
+        self._store, self._kept_s = store, days * 86400
         with store.transaction("preparing jobs") as connection:
             _metadata.create_all(connection)
 
@@ -114,6 +117,9 @@ class JobTable:
             connection.execute(
                 update(_jobs).where(_jobs.c.job_id == job.id).values(state=done.state, lease=0.0, body=_dump(done))
             )
+            # done again under its key, a job that is forgotten changes nothing: the bank's log knows the key
+            old = (_jobs.c.state.in_((DONE, FAILED)), _jobs.c.made < time.time() - self._kept_s)
+            connection.execute(delete(_jobs).where(*old))
 
 
 def _dump(job: Job) -> str:
@@ -123,4 +129,4 @@ def _dump(job: Job) -> str:
 def _load(body: str) -> Job:
     values = json.loads(body)
     scopes = {name: Scope(**values.pop(name)) for name in ("scope", "bank_scope")}
-    return Job(**{**values, **scopes, "seqs": tuple(values["seqs"])})
+    return Job(**{**values, **scopes, "seqs": tuple(values["seqs"]), "held": tuple(values.get("held", ()))})

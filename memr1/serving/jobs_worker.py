@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from memr1.errors import MemR1Error
 from memr1.memory.types import Provenance
 from memr1.serving.adding import add
-from memr1.serving.banks import BankRef
 from memr1.serving.errors import as_api_error
 from memr1.serving.jobs import DONE, FAILED, Job
+from memr1.serving.refs import Applied, BankRef
 from memr1.serving.schemas import AddRequest
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class JobsWorker:
 
     async def _do(self, job: Job) -> None:
         asked = AddRequest(**job.work["body"])
-        seqs: tuple[int, ...] = ()
+        applied: list[Applied] = []
         error = None
         try:
             decided = await add(
@@ -70,19 +70,26 @@ class JobsWorker:
                 BankRef(job.bank_scope, job.bank),
                 asked.said,
                 infer=asked.infer,
-                provenance=Provenance(turn_ids=tuple(job.work["turn_ids"]), role="user"),
+                provenance=Provenance(
+                    turn_ids=tuple(job.work["turn_ids"]), role="user", trusted=job.work.get("trusted", True)
+                ),
                 time=job.work["time"],
                 event_time=asked.event_time,
                 metadata=asked.metadata,
                 key=job.id,
             )
-            seqs = tuple(d.applied.seq for d in decided if d.applied is not None)
+            applied = [d.applied for d in decided if d.applied is not None]
         except MemR1Error as refusal:
             found = as_api_error(refusal)
             if found.status in (429, 503, 504):
                 logger.warning("job %s waits: %s", job.id, found)
                 return  # its lease runs out, and it is tried again
             error = {"code": found.code, "message": str(found)}
-        await self._services.banks.call(
-            "finish_job", replace(job, state=FAILED if error else DONE, seqs=seqs, error=error)
+        done = replace(
+            job,
+            state=FAILED if error else DONE,
+            seqs=tuple(a.seq for a in applied if a.held is None),
+            held=tuple(a.held for a in applied if a.held is not None),
+            error=error,
         )
+        await self._services.banks.call("finish_job", done)

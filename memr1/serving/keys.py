@@ -55,6 +55,8 @@ class Principal:
     name: str = "local"
     requests_per_minute: int = 0
     """0: no limit."""
+    trusted: bool = True
+    """False: what this principal writes is marked, and changes nothing that a trusted one said."""
 
     def may(self, right: str) -> bool:
         """Whether this right is included."""
@@ -79,12 +81,14 @@ class KeyRecord:
     """ISO 8601; from then on the key is refused."""
     revoked: str | None = None
     """When it was revoked (ISO 8601)."""
+    trusted: bool = True
+    """False for a key of something that passes on what strangers say, such as a crawler or a mail reader."""
 
     @property
     def principal(self) -> Principal:
         """Who asks with this key."""
         scope = Scope(self.user_id, self.agent_id, self.run_id, self.tenant)
-        return Principal(scope, self.right, self.id, self.name, self.requests_per_minute)
+        return Principal(scope, self.right, self.id, self.name, self.requests_per_minute, self.trusted)
 
 
 class KeyFile:
@@ -119,12 +123,15 @@ class KeyFile:
         run_id: str | None = None,
         requests_per_minute: int = 0,
         expires: str | None = None,
+        trusted: bool = True,
     ) -> tuple[str, KeyRecord]:
         """A new key, and what is kept of it. `MemR1Error` names the field that is wrong."""
         if not _NAME.fullmatch(tenant):
             raise MemR1Error(f"tenant: {tenant!r} is no name; use letters, digits, - _ . and at most 63 of them")
         if right not in RIGHTS:
             raise MemR1Error(f"right: {right!r} is not known; use one of {', '.join(RIGHTS)}")
+        if right == ADMIN and not trusted:
+            raise MemR1Error("right: an untrusted key cannot be an admin's; use read or write")
         if requests_per_minute < 0:
             raise MemR1Error("requests_per_minute: a number of at least 0 is needed; 0 means no limit")
         if expires is not None:
@@ -136,7 +143,18 @@ class KeyFile:
         key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
         key = f"memr1_{key_id}_{secret}"
         record = KeyRecord(
-            key_id, name, tenant, right, _digest(key), user_id, agent_id, run_id, requests_per_minute, _now(), expires
+            key_id,
+            name,
+            tenant,
+            right,
+            _digest(key),
+            user_id,
+            agent_id,
+            run_id,
+            requests_per_minute,
+            _now(),
+            expires,
+            trusted=trusted,
         )
         with self._changing() as records:
             records[key_id] = record

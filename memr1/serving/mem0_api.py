@@ -17,9 +17,9 @@ from pydantic import BaseModel, Field
 from memr1.memory.types import Event, Hit, MemoryEntry, MemoryOp, OpResult
 from memr1.serving.adding import add
 from memr1.serving.agents import Decided, Said
-from memr1.serving.banks import BankRef
 from memr1.serving.errors import STATUSES, ApiError, not_found
 from memr1.serving.native_api import banks_of, change
+from memr1.serving.refs import BankRef
 from memr1.serving.requests import Caller, InScope, Named, Reader, Writer, now
 from memr1.serving.schemas import MAX_BATCH, Loose, Metadata, Name, Text, Time
 
@@ -172,7 +172,9 @@ async def add_memories(body: Mem0Add, caller: Writer) -> dict[str, Any]:
         metadata=None if body.infer else body.metadata,
         key=caller.idempotency_key,
     )
-    return {"results": [_event(ref, r) for d in decided for r in _results(d)]}
+    made = [_event(ref, r) for d in decided for r in _results(d)]
+    waiting = [(fact, d.applied.held) for d in decided if d.applied is not None and d.applied.held for fact in d.facts]
+    return {"results": [*made, *({"memory": fact, "event": "NONE", "held": held} for fact, held in waiting)]}
 
 
 def _results(decided: Decided) -> tuple[OpResult, ...]:

@@ -13,6 +13,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memr1.errors import MemR1Error
@@ -27,6 +28,11 @@ logger = logging.getLogger(__name__)
 
 PUBLIC = ("/healthz", "/readyz", "/openapi.json")
 """Need no key: they show nothing of anybody."""
+GONE = 499
+"""Status in logs and metrics of a request whose client went away."""
+MIB = 1 << 20
+PIECE = 1 << 18
+"""Bytes of an answer that are sent at a time."""
 IMPORT_FACTOR = 64
 """An import may be this many times as large as another body."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -62,14 +68,16 @@ class Gate:
         if len(scope["path"]) > 1 and scope["path"].endswith("/"):  # with and without are one route
             scope["path"] = scope["path"].rstrip("/") or "/"
             scope["raw_path"] = scope["path"].encode()
-        answer = _Answer(send, request_id)
+        answer = _Answer(send, request_id, self._services.settings.send_timeout_s)
         start = time.perf_counter()
         self._in_flight += 1
         self._services.metrics.in_flight.set(self._in_flight)
         try:
             self._admit(scope, headers, answer)
             body = await self._read(scope, headers, receive)
-            await self._app(scope, _replay(body, receive), answer.send)
+            await self._work(scope, body, receive, answer)
+        except (_Stuck, ClientDisconnect):
+            answer.status = GONE
         except MemR1Error as error:
             await answer.refuse(as_api_error(error), scope["path"])
         except Exception:
@@ -104,21 +112,40 @@ class Gate:
         if announced.isdigit() and int(announced) > limit:
             raise too_large
         parts: list[bytes] = []
-        size = 0
+        size, begun = 0, time.monotonic()
         while True:
+            due = begun + self._services.settings.body_timeout_s * (1 + size / MIB)
             try:
-                async with asyncio.timeout(self._services.settings.body_timeout_s):
+                async with asyncio.timeout(due - time.monotonic()):
                     message = await receive()
             except TimeoutError:
                 raise ApiError(408, "body_timeout", "the body did not come in time; send it again") from None
             if message["type"] == "http.disconnect":
-                raise ApiError(499, "disconnected", "the client went away")
+                raise ApiError(GONE, "disconnected", "the client went away")
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > limit:
                 raise too_large
             if not message.get("more_body", False):
                 return b"".join(parts)
+
+    async def _work(self, scope: Scope, body: bytes, receive: Receive, answer: _Answer) -> None:
+        """The application, until it is done or its client went away: then the model is given up, and what a bank has
+        begun to write is written."""
+        gone = asyncio.ensure_future(_disconnect(receive))
+        work = asyncio.ensure_future(self._app(scope, _replay(body, gone), answer.send))
+        try:
+            await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if answer.finished:  # servers say so after a whole response, too
+                await asyncio.wait({work})
+        finally:
+            gone.cancel()
+            work.cancel()
+            await asyncio.wait({work})
+        if not work.cancelled():
+            work.result()
+        elif not answer.finished:
+            answer.status = GONE
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
@@ -140,13 +167,18 @@ class Gate:
         )
 
 
+class _Stuck(OSError):
+    """The client takes nothing more of its answer."""
+
+
 class _Answer:
     """The response on its way out."""
 
-    def __init__(self, send: Send, request_id: str) -> None:
-        self._send, self._request_id = send, request_id
-        self.status = 499
+    def __init__(self, send: Send, request_id: str, timeout_s: float) -> None:
+        self._send, self._request_id, self._timeout_s = send, request_id, timeout_s
+        self.status = GONE
         """Until something was sent, the client went away without it."""
+        self.finished = False
         self.extra: dict[str, str] = {}
 
     async def send(self, message: Message) -> None:
@@ -156,11 +188,23 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             for name, value in {**_SECURITY, **self.extra, "X-Request-Id": self._request_id}.items():
                 headers.setdefault(name, value)
-        await self._send(message)
+        body, more = message.get("body", b""), message.get("more_body", False)
+        while len(body) > PIECE:  # servers wait for a slow client between two messages only
+            await self._pass({**message, "body": body[:PIECE], "more_body": True})
+            body = body[PIECE:]
+        self.finished = message["type"] == "http.response.body" and not more
+        await self._pass({**message, "body": body} if body else message)
+
+    async def _pass(self, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(message)
+        except TimeoutError:
+            raise _Stuck from None
 
     async def refuse(self, error: ApiError, path: str) -> None:
         """Answer with an error, unless a response has begun; then it breaks off, which the client notices."""
-        if self.status != 499:
+        if self.status != GONE:
             return
         body = json.dumps(body_of(error, path, self._request_id)).encode()
         headers: list[tuple[bytes, bytes]] = [
@@ -188,8 +232,15 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body that was read, then whatever the connection says next."""
+async def _disconnect(receive: Receive) -> Message:
+    """What the connection says when the client goes away."""
+    while (message := await receive())["type"] != "http.disconnect":
+        pass
+    return message
+
+
+def _replay(body: bytes, gone: asyncio.Future[Message]) -> Receive:
+    """The body that was read, then that the client went away."""
     told = False
 
     async def replayed() -> Message:
@@ -197,6 +248,6 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         if not told:
             told = True
             return {"type": "http.request", "body": body, "more_body": False}
-        return await receive()
+        return await asyncio.shield(gone)
 
     return replayed

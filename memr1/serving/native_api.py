@@ -15,9 +15,9 @@ from memr1.memory.types import Event, MemoryEntry, MemoryOp
 from memr1.serving import schemas as s
 from memr1.serving.adding import add
 from memr1.serving.agents import Answered
-from memr1.serving.banks import Applied, BankRef
-from memr1.serving.errors import ApiError, not_found
+from memr1.serving.errors import ApiError, accepted, not_found
 from memr1.serving.jobs import DONE, Job
+from memr1.serving.refs import Applied, BankRef
 from memr1.serving.requests import (
     Administrator,
     Caller,
@@ -26,7 +26,6 @@ from memr1.serving.requests import (
     InScope,
     Reader,
     Writer,
-    accepted,
     now,
 )
 
@@ -105,11 +104,12 @@ async def add_memories(body: s.AddRequest, request: Request, caller: Writer, nam
     """The manager decides about each message: ADD, UPDATE, DELETE or NOOP; the answer says what was done. The bank is
     made where there is none. With `wait: false` the answer is 202 and a job, which survives a restart."""
     ref, plain = named.ref(caller), body.model_dump(mode="json")
-    provenance = caller.provenance(body.source, plain)
+    provenance = caller.provenance(body.source, plain, trusted=body.trusted)
     if body.infer:
         caller.services.agent()
     if not body.wait and not body.dry_run:
-        work = {"body": plain, "turn_ids": list(provenance.turn_ids), "time": body.time or now()}
+        made = {"turn_ids": list(provenance.turn_ids), "trusted": provenance.trusted}
+        work = {"body": plain, **made, "time": body.time or now()}
         job = await _accept(caller, ref, work, plain)
         request.app.state.jobs.poke()
         shown = await _shown(caller, job)
@@ -158,17 +158,15 @@ async def _shown(caller: Caller, job: Job) -> s.JobResponse:
         decisions = []
         for seq in job.seqs:
             records, _ = await caller.bank("log", ref, seq - 1, 1)
-            decisions += [
-                s.Decision(
-                    seq=r.seq,
-                    facts=[],
-                    operations=[s.Operation.of(result) for result in r.results],
-                    error=None,
-                    replayed=False,
-                )
-                for r in records
-            ]
-    return s.JobResponse(id=job.id, state=job.state, bank=s.BankName.of(ref), decisions=decisions, error=job.error)
+            decisions += [s.Decision.of_applied(Applied(r.seq, r.results)) for r in records]
+    return s.JobResponse(
+        id=job.id,
+        state=job.state,
+        bank=s.BankName.of(ref),
+        decisions=decisions,
+        held=list(job.held),
+        error=job.error,
+    )
 
 
 @router.get("/banks/{bank}/memories", tags=["memories"], summary="List memories")
@@ -230,8 +228,16 @@ async def change(caller: Caller, ref: BankRef, op: MemoryOp, body: Any, event_ti
         key=caller.idempotency_key,
     )
     if not applied.replayed:
-        caller.services.metrics.count(applied.results)
-    accepted(applied.results[0])
+        caller.services.metrics.count(applied)
+    if applied.held is not None:
+        raise ApiError(
+            409,
+            "held",
+            f"nothing was changed: it is held as {applied.held} ({', '.join(applied.suspicions)}) until an admin "
+            "releases or drops it",
+            details={"held": applied.held, "suspicions": list(applied.suspicions)},
+        )
+    accepted(applied.results)
     return applied
 
 
@@ -261,13 +267,15 @@ async def log(caller: Reader, named: InBank, after: Offset = 0, limit: Limit = 1
 @router.post("/banks/{bank}/rollback", tags=["log"], summary="Go back to a decision")
 async def rollback(body: s.RollbackRequest, caller: Writer, named: InBank) -> s.Reverted:
     """Every entry gets back what it said then. A decision of its own: it can be rolled back."""
+    caller.must_be_trusted()
     changed, seq = await caller.bank("rollback", named.ref(caller), body.seq, actor=caller.principal.name, time=now())
     return s.Reverted(changed=changed, seq=seq)
 
 
 @router.post("/banks/{bank}/undo", tags=["log"], summary="Undo what came from one source")
 async def undo(body: s.UndoRequest, caller: Writer, named: InBank) -> s.Reverted:
-    """What others have changed since stays. Every write carries `request:<id>` as a source."""
+    """What others have changed since stays. Every write carries `request:<id>` and `key:<id>` as sources."""
+    caller.must_be_trusted()
     changed, seq = await caller.bank("undo", named.ref(caller), body.source, actor=caller.principal.name, time=now())
     return s.Reverted(changed=changed, seq=seq)
 
@@ -304,6 +312,31 @@ async def bring_in(request: Request, caller: Administrator, named: InBank) -> s.
     ref = named.ref(caller)
     await caller.bank("bring_in", ref, await request.body())
     return await _info(caller, ref)
+
+
+# ------------------------------------------------------------------------------------------------------- quarantine
+
+
+@router.get("/quarantine", tags=["quarantine"], summary="Writes that wait for an operator")
+async def quarantine(caller: Administrator, named: InScope, offset: Offset = 0, limit: Limit = 100) -> s.HeldPage:
+    """Of the scope and of narrower ones, oldest first: what the guards held, and why."""
+    held, total = await caller.bank("held", named.scope(caller), offset, limit)
+    return s.HeldPage(held=[s.HeldWrite.of(h) for h in held], total=total, offset=offset)
+
+
+@router.post("/quarantine/{held_id}/release", tags=["quarantine"], summary="Make a decision that was held")
+async def release(held_id: str, caller: Administrator) -> s.Decision:
+    """As a trusted one. When the bank rejects it now, because it has changed since, it stays held."""
+    applied = await caller.bank("release", held_id, actor=caller.principal.name, time=now())
+    caller.services.metrics.count(applied)
+    return s.Decision.of_applied(applied)
+
+
+@router.delete("/quarantine/{held_id}", tags=["quarantine"], summary="Drop a decision that was held", status_code=204)
+async def drop_held(held_id: str, caller: Administrator) -> Response:
+    """For good."""
+    await caller.bank("drop_held", held_id, actor=caller.principal.name)
+    return Response(status_code=204)
 
 
 # ---------------------------------------------------------------------------------------------------------- answers

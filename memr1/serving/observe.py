@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +13,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from memr1.memory.state import reason_code
-from memr1.memory.types import OpResult
 
 if TYPE_CHECKING:
     from memr1.serving.inference import Inference
+    from memr1.serving.refs import Applied
 
 access_log = logging.getLogger("memr1.serving.access")
 
@@ -55,14 +55,30 @@ class Metrics:
         self.refused = Counter(
             "memr1_decisions_refused", "Decisions of the manager that were refused.", ("code",), registry=self.registry
         )
+        self.held = Counter(
+            "memr1_decisions_held", "Decisions that the guards held.", ("reason",), registry=self.registry
+        )
+        self.held_writes = Gauge("memr1_held_writes", "Held decisions that wait now.", registry=self.registry)
+        self.banks_open = Gauge("memr1_banks_open", "Banks in memory.", registry=self.registry)
+        self.index_lag = Gauge(
+            "memr1_index_lag_entries", "Entries that indexes have not seen yet.", registry=self.registry
+        )
 
-    def count(self, results: Iterable[OpResult]) -> None:
-        """Count the operations of a decision."""
-        for result in results:
+    def count(self, applied: Applied) -> None:
+        """Count the operations of a decision, or why it is held."""
+        for code in applied.suspicions:
+            self.held.labels(code).inc()
+        for result in applied.results:
             if result.ok:
                 self.operations.labels(result.op.event).inc()
             else:
                 self.rejected.labels(reason_code(result.reason or "")).inc()
+
+    def show(self, gauges: Mapping[str, int]) -> None:
+        """Show what the store says of itself (`BankService.gauges`)."""
+        self.banks_open.set(gauges["banks_open"])
+        self.index_lag.set(gauges["index_lag_entries"])
+        self.held_writes.set(gauges["held_writes"])
 
     def watch(self, inference: Inference) -> None:
         """Show the queue and the rounds of a model in this process."""

@@ -44,7 +44,7 @@ OWNER_PATIENCE_S = 30.0
 """How long a restarted owner waits for the lock of the one that died, and callers for the owner."""
 _READS = frozenset(
     {"ready", "names", "stats", "get", "entries", "listed", "history", "log", "search", "related", "export", "decided"}
-    | {"trial", "embed", "job", "put_job", "finish_job"}
+    | {"trial", "embed", "job", "put_job", "finish_job", "gauges", "held"}
 )
 """Calls that can be made again when nobody knows whether they were done."""
 
@@ -52,13 +52,13 @@ _READS = frozenset(
 class BankOwner:
     """The actor: see `BankService`."""
 
-    def __init__(self, db: str, embedder: str, max_entries: int | None, max_banks: int) -> None:
+    def __init__(self, settings: ServingConfig, embedder: str) -> None:
         from memr1.memory.embed import load_embedder
 
         end = time.monotonic() + OWNER_PATIENCE_S
         while True:
             try:
-                self._service = BankService(db, load_embedder(embedder), max_entries, max_banks)
+                self._service = BankService(settings, load_embedder(embedder))
                 return
             except MemR1Error as error:
                 if "belongs to" not in str(error) or time.monotonic() > end:
@@ -90,7 +90,7 @@ def owner_of(settings: ServingConfig, embedder: str) -> Any:
         max_restarts=-1,
         max_concurrency=32,
         num_cpus=0,
-    ).remote(settings.db, embedder, settings.max_entries, settings.max_banks)
+    ).remote(settings, embedder)
 
 
 class RemoteBanks:

@@ -23,10 +23,10 @@ from memr1.errors import MemR1Error
 from memr1.memory.scopes import Scope
 from memr1.serving.adding import add
 from memr1.serving.agents import Answered, Said
-from memr1.serving.banks import BankRef
 from memr1.serving.errors import ApiError, as_api_error, body_of
 from memr1.serving.keys import WRITE
 from memr1.serving.native_api import banks_of
+from memr1.serving.refs import BankRef
 from memr1.serving.requests import Caller, Reader, now
 from memr1.serving.schemas import ERRORS, BankName, Body, Found, Loose, Name, Operation, Text
 
@@ -74,6 +74,7 @@ class MemoryOptions(Body):
     bank: Name | None = None
     top_k: int | None = Field(None, ge=1, le=200)
     write: bool = Field(False, description="Let the manager decide about the message, after it was answered.")
+    trusted: bool = Field(True, description="False: what is written is marked, and changes nothing that others said.")
 
 
 class ChatRequest(Loose):
@@ -215,11 +216,12 @@ class _Turn:
 
     async def memory(self, answered: Answered) -> dict[str, Any]:
         """What the answer rests on, and what was written."""
-        shown = {
+        shown: dict[str, Any] = {
             "bank": BankName.of(self._ref).model_dump(),
             "retrieved": [Found.of_hit(r, h).model_dump() for r, h in answered.retrieved[: answered.shown]],
             "selected": [Found.of_hit(r, h).model_dump() for r, h in answered.selected],
             "operations": [],
+            "held": [],
             "error": answered.error,
         }
         if self._body.memory.write:
@@ -231,15 +233,18 @@ class _Turn:
                     self._ref,
                     [Said(self._question)],
                     infer=True,
-                    provenance=caller.provenance(None, self._body.model_dump(mode="json")),
+                    provenance=caller.provenance(
+                        None, self._body.model_dump(mode="json"), trusted=self._body.memory.trusted
+                    ),
                     time=now(),
                     key=caller.idempotency_key,
                 )
             except MemR1Error as error:  # the answer is there already, and what went wrong belongs beside it
                 shown["write_error"] = as_api_error(error).code
             else:
-                results = [r for d in decided if d.applied is not None for r in d.applied.results]
-                shown["operations"] = [Operation.of(r).model_dump() for r in results]
+                applied = [d.applied for d in decided if d.applied is not None]
+                shown["operations"] = [Operation.of(r).model_dump() for a in applied for r in a.results]
+                shown["held"] = [a.held for a in applied if a.held is not None]
         return shown
 
     async def events(self, parts: AsyncIterator[str | Answered]) -> AsyncIterator[str]:

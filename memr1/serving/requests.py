@@ -13,10 +13,10 @@ from fastapi import Depends, Header, Path, Query, Request
 from memr1.errors import MemR1Error
 from memr1.memory.jsonl import canonical
 from memr1.memory.scopes import Scope
-from memr1.memory.types import OpResult, Provenance
-from memr1.serving.banks import BankRef
-from memr1.serving.errors import REJECTIONS, ApiError, not_found
+from memr1.memory.types import Provenance
+from memr1.serving.errors import ApiError, not_found
 from memr1.serving.keys import ADMIN, READ, WRITE, Principal
+from memr1.serving.refs import BankRef
 
 if TYPE_CHECKING:
     from memr1.serving.app import Services
@@ -53,10 +53,20 @@ class Caller:
             raise not_found("the bank")
         return scope
 
-    def provenance(self, source: str | None, body: Any, role: str = "user") -> Provenance:
-        """Where what this request writes comes from. The last turn id names the request: by what it says where it has
-        an idempotency key, so that repeating it is told from using its key for something else."""
-        return Provenance(turn_ids=(*([source] if source else []), f"request:{self.mark(body)}"), role=role)
+    def provenance(self, source: str | None, body: Any, *, trusted: bool = True) -> Provenance:
+        """Where what this request writes comes from: the caller's own name for it, the key, the request. trusted: as
+        the caller says of what it passes on; what an untrusted key writes never is.
+
+        The last turn id names the request: by what it says where it has an idempotency key, so that repeating it is
+        told from using its key for something else.
+        """
+        turn_ids = (*([source] if source else []), f"key:{self.principal.key_id}", f"request:{self.mark(body)}")
+        return Provenance(turn_ids=turn_ids, role="user", trusted=trusted and self.principal.trusted)
+
+    def must_be_trusted(self) -> None:
+        """`ApiError` 403 for an untrusted key, which may not change what others said."""
+        if not self.principal.trusted:
+            raise ApiError(403, "untrusted_source", "an untrusted key cannot take back what others said")
 
     def mark(self, body: Any) -> str:
         """Name of this request; see `provenance`."""
@@ -145,13 +155,3 @@ IfMatch = Annotated[int | None, Depends(_version)]
 def now() -> str:
     """The service's clock."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def accepted(result: OpResult) -> OpResult:
-    """The result itself; `ApiError` with the status that fits when the bank rejected what a caller asked for."""
-    if result.ok:
-        return result
-    code = (result.reason or "").split(":", 1)[0]
-    if REJECTIONS.get(code) == 404:
-        raise not_found("the memory")
-    raise ApiError(REJECTIONS.get(code, 409), code, result.detail or code)

@@ -13,8 +13,9 @@ from memr1.memory.checks import check_time
 from memr1.memory.oplog import LogRecord
 from memr1.memory.types import Hit, MemoryEntry, OpResult
 from memr1.serving.agents import Decided, Said
-from memr1.serving.banks import Applied, BankRef
 from memr1.serving.errors import STATUSES
+from memr1.serving.quarantine import Held
+from memr1.serving.refs import Applied, BankRef
 
 
 def _moment(value: str) -> str:
@@ -56,11 +57,12 @@ class Message(Body):
     role: str = Field("user", max_length=32, examples=["user"])
     content: str = Field(examples=["Mara lives in Oslo now."])
     name: Name | None = Field(None, description="Who speaks; stands in front of the text.")
+    trusted: bool = Field(True, description="False for what a user only passes on, such as a page or a mail.")
 
     @property
     def said(self) -> Said:
         """For the agents."""
-        return Said(self.content, self.name)
+        return Said(self.content, self.name, self.trusted)
 
 
 class AddRequest(Body):
@@ -71,6 +73,7 @@ class AddRequest(Body):
     infer: bool = Field(True, description="True: the manager decides. False: every text is added as it stands.")
     dry_run: bool = Field(False, description="Say what would be done, and do nothing.")
     wait: bool = Field(True, description="False: answer 202 with a job as soon as the request is on disk.")
+    trusted: bool = Field(True, description="False: it is marked, and changes nothing that a trusted source said.")
     source: Name | None = Field(None, description="Where this comes from; `undo` takes it.", examples=["chat-17"])
     metadata: Metadata = Field({}, description="Kept with entries that are added as they stand.")
     time: Time | None = Field(None, description="When it is decided; default now.")
@@ -174,6 +177,7 @@ class Provenance(BaseModel):
     model: str | None
     adapter: str | None
     weight_version: int | None
+    trusted: bool = Field(description="False: from a source that is not to be relied on.")
 
     @classmethod
     def of(cls, provenance: types.Provenance) -> Provenance:
@@ -271,6 +275,8 @@ class Decision(BaseModel):
     operations: list[Operation]
     error: str | None = Field(description="Why the manager's reply was refused as a whole.")
     replayed: bool = Field(description="True when it had been made before under its Idempotency-Key.")
+    held: str | None = Field(description="Id in the quarantine, when an operator has to release it first.")
+    suspicions: list[str] = Field(description="Why it is held, or in a dry run would be.")
 
     @classmethod
     def of(cls, decided: Decided) -> Decision:
@@ -279,18 +285,56 @@ class Decision(BaseModel):
 
     @classmethod
     def of_applied(cls, applied: Applied) -> Decision:
-        """Of a decision by the caller."""
+        """Of a decision whose facts nobody tells again."""
         return cls._made((), applied, None)
 
     @classmethod
     def _made(cls, facts: Sequence[str], applied: Applied | None, error: str | None) -> Decision:
         return cls(
-            seq=applied.seq if applied else None,
+            seq=applied.seq if applied and applied.held is None else None,
             facts=list(facts),
             operations=[Operation.of(r) for r in applied.results] if applied else [],
             error=error,
             replayed=applied.replayed if applied else False,
+            held=applied.held if applied else None,
+            suspicions=list(applied.suspicions) if applied else [],
         )
+
+
+class HeldWrite(BaseModel):
+    """A decision that waits for an operator."""
+
+    id: str
+    bank: BankName
+    suspicions: list[str] = Field(examples=[["standing_order"]])
+    facts: list[str] = Field(description="What was said.")
+    operations: list[Operation] = Field(description="What would be done.")
+    time: str
+    event_time: str | None
+    provenance: Provenance
+
+    @classmethod
+    def of(cls, held: Held) -> HeldWrite:
+        """From the service's own."""
+        wanted = held.wanted
+        return cls(
+            id=held.id,
+            bank=BankName.of(wanted.ref),
+            suspicions=list(held.suspicions),
+            facts=list(wanted.facts),
+            operations=[Operation.of(OpResult(op, ok=False, reason="held")) for op in wanted.ops],
+            time=wanted.time,
+            event_time=wanted.event_time,
+            provenance=Provenance.of(wanted.provenance),
+        )
+
+
+class HeldPage(BaseModel):
+    """Some of them, oldest first."""
+
+    held: list[HeldWrite]
+    total: int
+    offset: int
 
 
 class AddResponse(BaseModel):
@@ -308,6 +352,7 @@ class JobResponse(BaseModel):
     state: str = Field(examples=["queued"], description="queued, running, done or failed")
     bank: BankName
     decisions: list[Decision] | None = Field(None, description="What was done, once it is done.")
+    held: list[str] = Field(description="Ids in the quarantine of decisions that an operator has to release first.")
     error: dict[str, Any] | None = None
 
 

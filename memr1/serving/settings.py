@@ -37,13 +37,24 @@ class ServingConfig:
     """Longest time for one generation, waiting included; then it is given up and the answer is 504. A request with many
     messages has one after the other. What was written before is kept."""
     body_timeout_s: float = 20.0
-    """Longest wait for the next part of a request's body; then 408."""
+    """Time for a request's body, and again for each MiB of it; then 408."""
+    send_timeout_s: float = 60.0
+    """Longest wait for a client to take the next 256 KiB of its answer; then the connection is closed."""
     max_deletes: int = 3
-    """DELETEs in one decision of the manager; a decision with more is refused as a whole."""
+    """DELETEs that the manager may make in one request; a decision that would go beyond is refused as a whole."""
+    guards: bool = True
+    """Hold writes that speak to a program instead of telling something, and those by which an untrusted source would
+    change what a trusted one said, until an operator releases or drops them (docs/serving.md)."""
+    max_held: int = 10_000
+    """Held writes of a tenant; one more is refused with 429."""
     max_entries: int | None = 100_000
     """Live entries of a bank that is made by the service; None: no limit."""
     max_banks: int = 100_000
     """Banks of a tenant; one more is refused with 413."""
+    max_open_banks: int = 256
+    """Banks kept in memory; those that were not used for longest are read again when somebody asks for them."""
+    job_days: float = 7.0
+    """Days for which one can ask what became of a job."""
     threads: int = 0
     """CPU threads of the model; 0 takes all cores."""
 
@@ -54,8 +65,12 @@ class ServingConfig:
             "max_queue",
             "max_batch",
             "max_banks",
+            "max_held",
+            "max_open_banks",
+            "job_days",
             "timeout_s",
             "body_timeout_s",
+            "send_timeout_s",
         ):
             if not getattr(self, name) > 0:
                 raise MemR1Error(f"serving.{name}: a number above 0 is needed, got {getattr(self, name)!r}")

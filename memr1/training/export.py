@@ -31,6 +31,7 @@ def export_run(run_dir: Path, to: Path, *, merged: bool = False) -> list[Exporte
 
     merged: add adapters into the base's weights, so that `AutoModelForCausalLM.from_pretrained` alone reads them;
     without it they are written as `PeftModel.from_pretrained` reads them. Full weights are whole models either way.
+    The run's configuration is put beside them, by which `memr1 serve` knows how the roles are spoken to.
     Raises MemR1Error for a folder that is no run, a run without a checkpoint, and a target that is not empty.
     """
     from memr1.models.adapters import PolicyModel
@@ -54,6 +55,7 @@ def export_run(run_dir: Path, to: Path, *, merged: bool = False) -> list[Exporte
         whole = merged or m.weights == "full"
         (policies.export_merged if whole else policies.save)(role, partial / role)
         written.append(Exported(role, to / role, "model" if whole else "adapter", state.step))
+    shutil.copy(run_dir / "config.yaml", partial / "config.yaml")
     if to.exists():
         to.rmdir()
     os.replace(partial, to)  # a half-written export is never found under its name

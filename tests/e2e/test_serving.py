@@ -57,7 +57,7 @@ def test_an_untrained_model_is_served_with_a_warning_and_refuses_what_it_garbles
     tmp_path: Path, tiny_random: Path
 ) -> None:
     with served(tmp_path, "tiny-random") as (url, process):
-        assert "never trained" in (tmp_path / "serve.log").read_text()
+        assert "no trained weights of the manager and the answerer" in (tmp_path / "serve.log").read_text()
         at = f"{url}/v1/banks/notes/memories"
         garbled = httpx.post(at, params=MARA, json={"text": "Mara lives in Oslo."}, timeout=60)
         assert garbled.status_code == 422 and garbled.json()["error"]["code"] == "unreadable_decision"

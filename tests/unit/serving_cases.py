@@ -88,7 +88,7 @@ def make_services(
     folder: Path, script: Script | None = sensible, keys: KeyFile | None = None, **changes: Any
 ) -> Services:
     settings = ServingConfig(db=str(folder / "memory.db"), embedder="hash", **changes)
-    service = BankService(settings.db, load_embedder("hash"), settings.max_entries, settings.max_banks)
+    service = BankService(settings, load_embedder("hash"))
     banks = InProcess(service)
     if script is None:
         return Services(settings, banks, keys=keys, stop=service.close)

@@ -167,8 +167,24 @@ def test_a_full_bank_rejects_add_until_something_is_deleted() -> None:
     assert [r.ok for r in bank.apply([delete("m1"), add("3")])] == [True, True]
 
 
+@pytest.mark.parametrize("op", [update("m1", "Ann lives in Oslo"), delete("m1")], ids=["update", "delete"])
+def test_an_untrusted_source_changes_nothing_that_a_trusted_one_said(bank: MemoryBank, op: MemoryOp) -> None:
+    rumour = Provenance(("web-1",), trusted=False)
+    [refused] = bank.apply([op], provenance=rumour)
+    assert (refused.ok, refused.reason) == (False, "untrusted_source")
+    assert texts(bank) == ["Ann lives in Rome", "Ann has a dog"]
+    [added] = bank.apply([add("Ann has a boat")], provenance=rumour)
+    assert added.entry_id == "m4" and not bank.get("m4").provenance.trusted  # type: ignore[union-attr]
+    assert [r.ok for r in bank.apply([update("m4", "Ann has two boats")], provenance=rumour)] == [True]
+    assert [h.entry.id for h in bank.search("Ann", 9, filters={"trusted": False})] == ["m4"]
+    assert bank.apply([op])[0].ok, "a trusted source may"
+    assert bank.apply([update("m4", "Ann has three boats")])[0].ok and bank.get("m4").provenance.trusted  # type: ignore[union-attr]
+    again = MemoryBank.replay(bank.log, bank.embedder)
+    assert [bank.history(i) for i in ("m1", "m4")] == [again.history(i) for i in ("m1", "m4")]
+
+
 def test_every_reason_code_is_covered_by_a_test() -> None:
-    assert {code for code, _ in REJECTIONS} | {"aborted", "bank_full"} == set(REASONS)
+    assert {code for code, _ in REJECTIONS} | {"aborted", "bank_full", "untrusted_source"} == set(REASONS)
 
 
 def test_matching_expected_version_is_accepted(bank: MemoryBank) -> None:

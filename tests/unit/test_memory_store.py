@@ -36,6 +36,64 @@ def add(content: str, **more: Any) -> MemoryOp:
     return MemoryOp(Event.ADD, content, **more)
 
 
+# -- what is kept in memory --------------------------------------------------------------------------------------
+
+
+def test_no_more_banks_are_kept_in_memory_than_may_be_and_those_in_use_stay_the_same(open_store: Open) -> None:
+    store = open_store(max_open=2)
+    held = store.create("b0")
+    held.apply([add("told to 0")])
+    for n in range(1, 30):
+        store.create(f"b{n}").apply([add(f"told to {n}")])
+        assert len(store.opened()) <= 3, "two, and the one that is held"
+        assert store.bank("b0") is held, "two objects of one bank would write over one another"
+    held.apply([add("told later")])
+    assert [e.text for e in store.bank("b7").entries()] == ["told to 7"], "read again"
+    assert store.bank("b7").apply([add("more")])[0].entry_id == "m2"
+    del held
+    for n in range(1, 4):
+        store.bank(f"b{n}")
+    assert {bank.bank_id for bank in store.opened()} == {"b2", "b3"}
+    assert [e.text for e in store.bank("b0").entries()] == ["told to 0", "told later"]
+    for n in range(30):
+        store.verify(f"b{n}")
+
+
+def test_threads_that_share_more_banks_than_are_kept_lose_nothing(open_store: Open) -> None:
+    store = open_store(max_open=1)
+    for n in range(4):
+        store.create(f"b{n}")
+    failed: list[BaseException] = []
+
+    def write(thread: int) -> None:
+        try:
+            for i in range(40):
+                results = store.bank(f"b{i % 4}").apply([add(f"{thread} says {i}")])
+                assert results[0].ok, results
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(t,)) for t in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert failed == [] and [len(store.bank(f"b{n}")) for n in range(4)] == [40] * 4
+    assert len(store.opened()) == 1
+    for n in range(4):
+        store.verify(f"b{n}")
+
+
+def test_the_lag_of_an_index_is_what_the_next_search_feeds_it(open_store: Open) -> None:
+    bank = open_store().create("b")
+    bank.apply([add("Ann sings"), add("Ben sails")])
+    assert bank.index_lag == 2
+    bank.search("who sings?", 1)
+    assert bank.index_lag == 0
+    bank.apply([MemoryOp(Event.UPDATE, "Ben flies", "m2")])
+    assert bank.index_lag == 2, "one to take out, one to put in"
+
+
 # -- what was acknowledged is there -----------------------------------------------------------------------------
 
 

@@ -134,6 +134,35 @@ def test_one_request_that_breaks_the_model_fails_alone(engine: Slow) -> None:
     asyncio.run(ask())
 
 
+def test_a_stream_in_a_round_that_fails_tells_no_token_twice(engine: Slow) -> None:
+    """The round breaks at its second member, when the first one's tokens are out; it is played again alone."""
+
+    class Breaking(Slow):
+        def generate(self, requests: Sequence[GenerationRequest], watch: Any = None) -> list[Completion]:
+            if len(requests) == 1:
+                return super().generate(requests, watch)
+            self.rounds.append(list(requests))
+            for token in (10, 11):
+                watch(0, token)
+            raise RuntimeError("out of memory")
+
+    breaking = Breaking()
+
+    async def ask() -> None:
+        inference = Inference(breaking)
+        breaking.go.release(9)
+
+        async def stream() -> list[Any]:
+            return [part async for part in inference.stream(asked(10))]
+
+        heard, (other,) = await asyncio.gather(stream(), inference.generate([asked(20)]))
+        assert [len(r) for r in breaking.rounds] == [2, 1, 1], "they were in one round"
+        assert heard[:-1] == [10, 11, 12] and heard[-1].ids == (10, 11, 12) and other.ids == (20, 21, 22)
+        inference.close()
+
+    asyncio.run(ask())
+
+
 def test_closing_finishes_what_waits_and_refuses_what_comes(engine: Slow) -> None:
     async def ask() -> None:
         inference = Inference(engine)

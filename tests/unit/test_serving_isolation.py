@@ -15,8 +15,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from memr1.memory.scopes import Scope
-from memr1.serving.banks import BankRef
 from memr1.serving.keys import KeyFile
+from memr1.serving.refs import BankRef
 from tests.unit.serving_cases import bearer, serving
 
 SECRET = "The vault opens with 4711"

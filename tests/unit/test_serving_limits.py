@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from memr1.serving.app import make_app
 from memr1.serving.keys import KeyFile
@@ -67,13 +70,13 @@ def test_without_the_right_to_it_nobody_makes_the_service_hold_a_large_body(tmp_
         """A public path whose body never comes."""
 
         async def receive() -> Any:
-            raise AssertionError("the body was asked for")
+            await asyncio.sleep(60)
 
         async def send(message: Any) -> None:
             sent.append(message)
 
         scope = {**SCOPE, "path": "/healthz", "raw_path": b"/healthz", "headers": [(b"content-length", b"10")]}
-        await make_app(services)(scope, receive, send)
+        await asyncio.wait_for(make_app(services)(scope, receive, send), 10)
         return sent[0]["status"]
 
     assert asyncio.run(ask()) == 405
@@ -191,6 +194,51 @@ def test_a_client_that_goes_away_stops_the_model_and_no_commit(tmp_path: Path) -
     assert tokens[0].cancelled == 1 and tokens[0].completion_tokens == 1
 
 
+def test_a_client_that_hangs_up_on_a_real_server_stops_the_model(tmp_path: Path) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def script(*_: Any) -> str:
+        asked.set()
+        gone.wait(20)
+        return "Use: none\nAnswer: " + "long " * 5
+
+    services = make_services(tmp_path, script)
+    with listening(services) as url, httpx.Client(base_url=url) as client:
+        seed = {"text": "Mara lives in Oslo.", "infer": False}
+        assert client.post(f"{NOTES}/memories", params=MARA, json=seed, timeout=20).status_code == 200
+        with pytest.raises(httpx.ReadTimeout):
+            client.post("/v1/answer", json={"question": "Where?", **MARA}, timeout=httpx.Timeout(20, read=0.5))
+        assert asked.wait(20)
+        end = time.monotonic() + 20
+        while 'status="499"' not in client.get("/metrics", timeout=20).text:
+            assert time.monotonic() < end, "the server did not notice"
+        gone.set()
+        services.inference.close()  # type: ignore[union-attr]
+        stats = services.inference.stats  # type: ignore[union-attr]
+        assert (stats.cancelled, stats.completion_tokens) == (1, 1)
+        assert client.get(NOTES, params=MARA, timeout=20).json()["live"] == 1
+
+
+def test_a_client_that_does_not_read_its_answer_is_left(tmp_path: Path) -> None:
+    services = make_services(tmp_path, None, send_timeout_s=0.3)
+    with listening(services) as url, httpx.Client(base_url=url, timeout=30) as client:
+        for n in range(10):
+            many = [{"content": f"{n}-{i} " + "x" * 4000} for i in range(100)]
+            client.post(f"{NOTES}/memories", params=MARA, json={"messages": many, "infer": False})
+        exported = client.get(f"{NOTES}/export", params=MARA).content
+        assert len(exported) > 4e6
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        slow.sendall(f"GET {NOTES}/export?user_id=mara HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        left = 'memr1_requests_total{method="GET",route="/v1/banks/{bank}/export",status="499"} 1.0'
+        end = time.monotonic() + 20
+        while left not in client.get("/metrics").text:
+            assert time.monotonic() < end, "it is still being sent to"
+        slow.close()
+        assert client.get(f"{NOTES}/export", params=MARA).content == exported, "others get theirs whole"
+
+
 def test_a_cancelled_write_is_whole_and_can_be_asked_for_again(tmp_path: Path) -> None:
     async def ask() -> None:
         services = make_services(tmp_path, None)
@@ -209,6 +257,41 @@ def test_a_cancelled_write_is_whole_and_can_be_asked_for_again(tmp_path: Path) -
         services.close()
 
     asyncio.run(ask())
+
+
+def test_banks_in_memory_and_jobs_that_are_done_are_bounded(tmp_path: Path) -> None:
+    with serving(tmp_path, None, max_open_banks=3, job_days=1e-9) as client:
+        for n in range(12):
+            body = {"text": f"fact {n}", "infer": False, "wait": n % 2 == 0}
+            made = client.post(f"/v1/banks/b{n}/memories", params=MARA, json=body)
+            assert made.status_code in (200, 202)
+        end = time.monotonic() + 20
+        while client.get("/v1/banks/b11", params=MARA).status_code != 200:
+            assert time.monotonic() < end
+        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        shown = client.get("/metrics").text
+        assert "memr1_banks_open 3.0" in shown and "memr1_index_lag_entries 3.0" in shown
+        store = client.app.state.services.banks._service._store  # type: ignore[attr-defined]
+        with store.transaction("counting") as connection:
+            done = connection.exec_driver_sql("SELECT count(*) FROM memr1_serving_jobs WHERE state = 'done'").scalar()
+        assert done == 0
+        for n in range(12):
+            found = client.get(f"/v1/banks/b{n}/memories", params=MARA).json()["memories"]
+            assert [m["text"] for m in found] == [f"fact {n}"]
+
+
+def test_a_job_that_was_forgotten_and_is_asked_for_again_changes_nothing_twice(tmp_path: Path) -> None:
+    with serving(tmp_path, None, job_days=1e-9) as client:
+        body = {"text": "Mara lives in Oslo.", "infer": False, "wait": False}
+        ids = set()
+        for _ in range(2):
+            made = client.post(f"{NOTES}/memories", params=MARA, json=body, headers={"Idempotency-Key": "k"})
+            ids.add(made.json()["id"])
+            end = time.monotonic() + 20
+            while client.get(f"/v1/jobs/{made.json()['id']}").status_code == 200:
+                assert time.monotonic() < end, "it is forgotten as soon as it is done"
+        info = client.get(NOTES, params=MARA).json()
+        assert (len(ids), info["live"], info["seq"]) == (1, 1, 1)
 
 
 def test_readiness_ends_when_the_service_stops(tmp_path: Path) -> None:
@@ -253,6 +336,25 @@ def test_a_slow_body_is_not_waited_for(tmp_path: Path) -> None:
         return json.loads(sent[1]["body"])
 
     assert asyncio.run(ask())["error"]["code"] == "body_timeout"
+
+
+def test_a_body_that_comes_in_drops_is_not_waited_for(tmp_path: Path) -> None:
+    async def ask() -> int:
+        services = make_services(tmp_path, None, body_timeout_s=0.3)
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            await asyncio.sleep(0.05)  # every drop comes in time
+            return {"type": "http.request", "body": b"x", "more_body": True}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await asyncio.wait_for(make_app(services)(dict(SCOPE), receive, send), 10)
+        services.close()
+        return sent[0]["status"]
+
+    assert asyncio.run(ask()) == 408
 
 
 def test_without_keys_only_this_machine_may_ask(tmp_path: Path) -> None:

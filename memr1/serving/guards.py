@@ -1,0 +1,88 @@
+"""Write guards: what is not written before an operator has seen it.
+
+Two things make a decision suspicious: its words (or those it answers) speak to a program instead of telling about the
+world, or an untrusted source would change what a trusted one said. The first is a list of forms in which injections are
+worded (orders to ignore, standing orders, orders about the memory, requests to repeat it, aliases that lead one
+person's questions to another's entries, as in MINJA, arXiv 2503.03704, and the syntax of our own protocols and chat
+formats). It finds what is worded so and nothing else: a plain lie looks like a fact. `benchmarks/poisoning.py` measures
+both sides.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
+
+from memr1.memory.types import Event, MemoryEntry, MemoryOp, Provenance
+
+UNTRUSTED = "untrusted_source"
+
+_MEMORY = r"(?:memor(?:y|ies)|entr(?:y|ies)|stored (?:facts?|notes?)|everything (?:you|that you|stored|known))"
+_REPLY = r"(?:answer|answers|answering|reply|replies|respond|responds|say|output|recommend|state)"
+_FORMS = {
+    "override": rf"\b(?:ignore|disregard|override|bypass|forget|do not follow)\b.{{0,40}}\b"
+    rf"(?:previous|prior|earlier|above|preceding|other|your|all)\b.{{0,30}}"
+    rf"\b(?:instructions?|rules?|prompts?|guidelines?|orders|context|{_MEMORY})",
+    "standing_order": r"\b(?:from now on|henceforth|in (?:the )?future|whenever|every time|any time|each time|"
+    rf"if (?:anyone|anybody|someone|somebody|a user|the user)|when (?:asked|anyone|anybody|a user|the user))\b"
+    rf".{{0,80}}\b{_REPLY}\b.{{0,25}}(?:\b(?:with|that|only|by)\b|:|\")|"
+    r"(?<!\bi )(?<!\bwe )(?<!\bthey )\balways (?:answer|reply|respond|say|recommend)\b.{0,25}\b(?:with|that|only)\b",
+    "memory_order": r"\b(?:delete|erase|remove|wipe|clear|purge|drop|overwrite|replace|forget|reset)\b"
+    rf".{{0,40}}\b{_MEMORY}",
+    "exfiltration": r"\b(?:repeat|print|reveal|list|show|send|forward|append|include|disclose|leak|recite|quote|copy)\b"
+    rf".{{0,60}}\b(?:all|every|other|stored|remembered|whole|your)\b.{{0,30}}\b(?:{_MEMORY}|secrets?|passwords?|"
+    r"system prompt|instructions)\b",
+    "alias": rf"\b(?:records?|data|information|{_MEMORY}|profile|questions?|quer(?:y|ies))\b.{{0,60}}\b"
+    r"(?:merged|moved|migrated|transferred|redirected|now kept|now stored|saved|filed|stands?|stored)\b.{0,30}\b"
+    r"(?:under|into|with|to|as)\b|\b(?:use|see|refer to|consult|take|look up)\b.{0,60}\b"
+    r"(?:instead of|in place of|rather than)\b",
+    "addressed": r"\b(?:notes?|reminders?|messages?|instructions?|memos?) (?:to|for) (?:the |all |any |every )?"
+    r"(?:assistants?|models?|ais?|agents?|bots?|memory)\b|\b(?:assistants?|models?|ais?|agents?|bots?) reading this\b",
+    "role": r"(?:^|\n)\W*(?:system|assistant|developer|tool)\s*:|<\||\[/?INST\]|</?(?:system|instructions?)>|"
+    r"#+\s*(?:system|instructions?)\b",
+}
+_FOUND = {code: re.compile(form, re.IGNORECASE | re.DOTALL) for code, form in _FORMS.items()}
+# operations as the manager writes them; nobody talks in capitals and numbers
+_PROTOCOL = re.compile(
+    r"(?:^|[\n:;.\"'])\s*(?:(?:UPDATE|DELETE)\s+\d+\b|(?:ADD|NOOP)\s*(?:$|\n))|\"event\"\s*:\s*\"|\*\*Answer:\*\*|"
+    r"(?:^|\n)\s*(?:Use|Answer):\s"
+)
+FORMS = (*_FORMS, "protocol", UNTRUSTED)
+"""Every reason for which a decision is held. Stable: answers, metrics and operators' rules rely on them."""
+
+
+def forms_in(text: str) -> list[str]:
+    """The forms of injections that a text has; none for ordinary talk."""
+    plain = _visible(text)
+    found = [code for code, form in _FOUND.items() if form.search(plain)]
+    return [*found, "protocol"] if _PROTOCOL.search(plain) else found
+
+
+def suspicions(
+    ops: Sequence[MemoryOp],
+    facts: Iterable[str],
+    provenance: Provenance,
+    current: Callable[[str], MemoryEntry | None],
+) -> list[str]:
+    """Why a decision should be held, as codes of `FORMS`; empty when it should be made.
+
+    facts: what was said, which a DELETE does not repeat. current: the live entry of an id.
+    """
+    changing = [op for op in ops if op.event is not Event.NOOP]
+    if not changing:
+        return []
+    found = [code for text in dict.fromkeys((*facts, *(op.text for op in changing))) for code in forms_in(text)]
+    if not provenance.trusted and any(_vouched(current(op.entry_id)) for op in changing if op.entry_id):
+        found.append(UNTRUSTED)
+    return list(dict.fromkeys(found))
+
+
+def _vouched(entry: MemoryEntry | None) -> bool:
+    return entry is not None and entry.provenance.trusted
+
+
+def _visible(text: str) -> str:
+    """The text as it is read: letters that look alike made one, what shows nothing taken out."""
+    composed = unicodedata.normalize("NFKC", text)
+    return "".join(c for c in composed if unicodedata.category(c) != "Cf")
