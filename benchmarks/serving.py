@@ -1,36 +1,41 @@
 """The service's speed over loopback: answers against the bare engine, the gateway's own time, searches and writes.
 
     python benchmarks/serving.py [SOURCE] [--ray] [--quick]
+    python benchmarks/serving.py [SOURCE] [--ray] --soak SECONDS
 
 SOURCE: a run or a model, by default smollm2-135m untrained (its answers cost the same). Every ratio has both its sides
 in this run: the bare engine generates the very prompts of the answers, in batches as large as there are clients. The
-load comes from this process, so client and service share the machine's cores.
+load comes from this process, so client and service share the machine's cores. `--soak` holds a mixed load with kills
+in between and checks what the service promises; see serving_soak.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import os
 import platform
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import psutil
+from serving_soak import soak
 
 PEOPLE = ("Mara", "Ben", "Ada", "Ines", "Olaf", "Tariq", "Wen", "Zoe")
 PLACES = ("Oslo", "Rome", "Bergen", "Lima", "Quito", "Turin", "Ghent", "Osaka")
 WHOSE = {"user_id": "bench"}
 NOTES = "/v1/banks/notes"
+FEW_BANKS = ("max_open_banks=32",)
+"""So that a soak opens banks again that had left memory."""
 
 
 def facts(n: int) -> list[str]:
@@ -72,34 +77,71 @@ def bare(source: str, clients: Sequence[int], rounds: int, entries: int) -> dict
     return speeds
 
 
-@contextmanager
-def served(source: str, folder: Path, on_ray: bool) -> Iterator[str]:
-    """URL of a service of its own."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "memr1.cli", "serve", source, "--port", str(port)]
-    command += ["--db", str(folder / "memory.db"), "--set", "embedder=hash", *(["--ray"] if on_ray else [])]
-    log = (folder / "serve.log").open("w")
-    process = subprocess.Popen(command, stdout=log, stderr=log)
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 180
-    try:
+class Served:
+    """A service of its own in other processes, on a free port of loopback."""
+
+    ROLES = (("ServeReplica:memr1:gateway", "gateway"), ("ServeReplica:memr1:model", "model"), ("BankOwner", "owner"))
+    """Part of a Ray process's name, and what it is."""
+
+    def __init__(self, source: str, folder: Path, on_ray: bool, *settings: str) -> None:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        self.url, self._on_ray, self._log = f"http://127.0.0.1:{port}", on_ray, folder / "serve.log"
+        self._command = [sys.executable, "-m", "memr1.cli", "serve", source, "--port", str(port)]
+        self._command += ["--db", str(folder / "memory.db"), "--set", "embedder=hash", *(["--ray"] if on_ray else [])]
+        for setting in settings:
+            self._command += ["--set", setting]
+        self._start()
+
+    def _start(self) -> None:
+        with self._log.open("a") as log:
+            self._process = psutil.Popen(self._command, stdout=log, stderr=log)
+        end = time.monotonic() + 240
         while True:
-            if process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"the service did not start:\n{(folder / 'serve.log').read_text()[-3000:]}")
+            if self._process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"the service did not start:\n{self._log.read_text()[-3000:]}")
             try:
-                if httpx.get(f"{url}/readyz", timeout=2).status_code == 200:
-                    break
+                if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
+                    return
             except httpx.HTTPError:
                 time.sleep(0.2)
-        yield url
-    finally:
-        process.send_signal(signal.SIGINT if on_ray else signal.SIGTERM)
+
+    def processes(self) -> dict[str, psutil.Process]:
+        """Processes by role: `service`, or on Ray Serve `gateway`, `model` and `owner`."""
+        if not self._on_ray:
+            return {"service": self._process}
+        found = {}
+        for process in self._process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                name = " ".join(process.cmdline())
+                found.update({role: process for part, role in self.ROLES if part in name})
+        return found
+
+    def kill(self, role: str) -> None:
+        """SIGKILL. Ray brings its processes back; the service is started again."""
+        self.processes()[role].kill()
+        if not self._on_ray:
+            self._process.wait()
+            self._start()
+
+    def stop(self) -> None:
+        """End it in order."""
+        self._process.send_signal(signal.SIGINT if self._on_ray else signal.SIGTERM)
         try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        log.close()
+            self._process.wait(90)
+        except psutil.TimeoutExpired:
+            self._process.kill()
+
+
+@contextlib.contextmanager
+def served(source: str, folder: Path, on_ray: bool, *settings: str) -> Iterator[Served]:
+    """A service while the context lasts."""
+    service = Served(source, folder, on_ray, *settings)
+    try:
+        yield service
+    finally:
+        service.stop()
 
 
 async def load(clients: int, total: int, ask: Callable[[int], Awaitable[Any]]) -> tuple[float, list[float]]:
@@ -179,15 +221,23 @@ def main() -> None:
     """Print the machine, then one line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", default="smollm2-135m")
-    parser.add_argument("--ray", action="store_true", help="serve on Ray Serve")
+    parser.add_argument("--ray", action="store_true", help="on Ray Serve; without --soak, after uvicorn")
     parser.add_argument("--quick", action="store_true", help="a little of the work, to see that it runs")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="hold a load with kills in between instead")
+    parser.add_argument("--kills", type=int, default=6, help="with --soak")
     args = parser.parse_args()
     clients, rounds, entries, reads = ([1, 4], 2, 50, 128) if args.quick else ([1, 8, 32], 8, 1000, 2000)
-    how = "Ray Serve" if args.ray else "uvicorn"
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}; {args.source} under {how}")
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}; {args.source}")
+    if args.soak:
+        print(f"soak under {'Ray Serve' if args.ray else 'uvicorn'}")
+        with tempfile.TemporaryDirectory() as name, served(args.source, Path(name), args.ray, *FEW_BANKS) as at:
+            kept = soak(at, args.soak, args.kills)
+        raise SystemExit(0 if kept else 1)
     engine = bare(args.source, clients, rounds, entries)
-    with tempfile.TemporaryDirectory() as name, served(args.source, Path(name), args.ray) as url:
-        asyncio.run(measure(url, engine, rounds, entries, reads))
+    for on_ray in (False, True) if args.ray else (False,):
+        print(f"under {'Ray Serve' if on_ray else 'uvicorn'}", flush=True)
+        with tempfile.TemporaryDirectory() as name, served(args.source, Path(name), on_ray) as at:
+            asyncio.run(measure(at.url, engine, rounds, entries, reads))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from memr1.serving import mem0_api, native_api, openai_api
 from memr1.serving.agents import AgentService
 from memr1.serving.banks import Banks, BankService, InProcess
 from memr1.serving.errors import ApiError, as_api_error, body_of
-from memr1.serving.inference import Inference, watched
+from memr1.serving.inference import Generator, Inference, watched
 from memr1.serving.jobs_worker import JobsWorker
 from memr1.serving.keys import LOCAL_TENANT, KeyFile, Principal, RateLimiter
 from memr1.serving.middleware import Gate
@@ -28,6 +28,7 @@ from memr1.serving.observe import Metrics
 from memr1.serving.requests import ADMINISTRATOR, Caller
 from memr1.serving.schemas import ERRORS
 from memr1.serving.settings import ServingConfig
+from memr1.serving.tracing import TracedBanks, TracedGenerator, Traces
 
 if TYPE_CHECKING:
     from memr1.serving.source import Source
@@ -48,6 +49,7 @@ class Services:
     keys: KeyFile | None = None
     metrics: Metrics = field(default_factory=Metrics)
     rates: RateLimiter = field(default_factory=RateLimiter)
+    traces: Traces | None = None
     stop: Callable[[], None] = lambda: None
     """Closes what was opened for the service."""
     stopping: bool = False
@@ -79,6 +81,8 @@ class Services:
         if self.inference is not None:
             self.inference.close(self.settings.timeout_s)
         self.stop()
+        if self.traces is not None:
+            self.traces.close()
 
 
 def start(settings: ServingConfig) -> Services:
@@ -89,15 +93,17 @@ def start(settings: ServingConfig) -> Services:
     source = _source(settings)
     service = BankService(settings, load_embedder(embedder_name(settings, source)))
     try:
-        banks = InProcess(service)
+        traces = Traces() if settings.traces else None
+        banks: Banks = InProcess(service) if traces is None else TracedBanks(InProcess(service), traces)
         if source is None:
-            return Services(settings, banks, keys=keys, stop=service.close)
+            return Services(settings, banks, keys=keys, traces=traces, stop=service.close)
         from memr1.serving.source import load_runner
 
         runner = load_runner(source, settings.threads)
         inference = Inference(watched(runner.engine), max_queue=settings.max_queue, max_batch=settings.max_batch)
-        agents = AgentService(source.config, runner.world.agents, inference, banks, settings, source.label)
-        services = Services(settings, banks, agents, inference, keys, stop=service.close)
+        generator: Generator = inference if traces is None else TracedGenerator(inference, traces)
+        agents = AgentService(source.config, runner.world.agents, generator, banks, settings, source.label)
+        services = Services(settings, banks, agents, inference, keys, traces=traces, stop=service.close)
         services.metrics.watch(inference)
         return services
     except BaseException:

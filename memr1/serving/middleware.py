@@ -4,12 +4,14 @@ response carries. Plain ASGI, so that streams are not buffered."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import logging
 import re
 import time
 import uuid
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -73,6 +75,15 @@ class Gate:
         self._in_flight += 1
         self._services.metrics.in_flight.set(self._in_flight)
         try:
+            with self._traced(scope, headers, request_id, answer):
+                await self._answer(scope, headers, receive, answer, request_id)
+        finally:
+            self._in_flight -= 1
+            self._services.metrics.in_flight.set(self._in_flight)
+            self._note(scope, request_id, answer.status, time.perf_counter() - start)
+
+    async def _answer(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer, request_id: str) -> None:
+        try:
             self._admit(scope, headers, answer)
             body = await self._read(scope, headers, receive)
             await self._work(scope, body, receive, answer)
@@ -83,10 +94,6 @@ class Gate:
         except Exception:
             logger.exception("request %s failed", request_id)
             await answer.refuse(ApiError(500, "internal_error", "the service failed; see its log"), scope["path"])
-        finally:
-            self._in_flight -= 1
-            self._services.metrics.in_flight.set(self._in_flight)
-            self._note(scope, request_id, answer.status, time.perf_counter() - start)
 
     def _admit(self, scope: Scope, headers: Headers, answer: _Answer) -> None:
         path, services = scope["path"], self._services
@@ -146,6 +153,20 @@ class Gate:
             work.result()
         elif not answer.finished:
             answer.status = GONE
+
+    @contextlib.contextmanager
+    def _traced(self, scope: Scope, headers: Headers, request_id: str, answer: _Answer) -> Iterator[None]:
+        traces = self._services.traces
+        if traces is None:
+            yield
+            return
+        with traces.request(headers, scope["method"], request_id) as span:
+            try:
+                yield
+            finally:
+                route = getattr(scope.get("route"), "path", "unmatched")
+                span.update_name(f"{scope['method']} {route}")
+                span.set_attributes({"http.route": route, "http.response.status_code": answer.status})
 
     def _note(self, scope: Scope, request_id: str, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")

@@ -30,12 +30,13 @@ from memr1.errors import MemR1Error
 from memr1.rollout.engine import Completion, GenerationRequest
 from memr1.serving.agents import AgentService
 from memr1.serving.app import Services, embedder_name, make_app
-from memr1.serving.banks import BankService
+from memr1.serving.banks import Banks, BankService
 from memr1.serving.errors import ApiError, overloaded
-from memr1.serving.inference import Inference, watched
+from memr1.serving.inference import Generator, Inference, watched
 from memr1.serving.keys import KeyFile
 from memr1.serving.settings import ServingConfig
 from memr1.serving.source import default_source, find_source, load_runner
+from memr1.serving.tracing import TracedBanks, TracedGenerator, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -223,14 +224,18 @@ def _services(settings: ServingConfig) -> Services:
 
     keys = KeyFile(settings.keys) if settings.keys is not None else None
     source = None if settings.source is None else find_source(settings.source)
-    banks = RemoteBanks(owner_of(settings, embedder_name(settings, source)))
+    traces = Traces() if settings.traces else None
+    banks: Banks = RemoteBanks(owner_of(settings, embedder_name(settings, source)))
+    if traces is not None:
+        banks = TracedBanks(banks, traces)
     if source is None:
-        return Services(settings, banks, keys=keys)
+        return Services(settings, banks, keys=keys, traces=traces)
     agents = make_agents(source.config, load_tokenizer(source.config.model.name))
-    generator = RemoteGenerator(serve.get_deployment_handle("model"))
-    return Services(
-        settings, banks, AgentService(source.config, agents, generator, banks, settings, source.label), keys=keys
-    )
+    generator: Generator = RemoteGenerator(serve.get_deployment_handle("model"))
+    if traces is not None:
+        generator = TracedGenerator(generator, traces)
+    service = AgentService(source.config, agents, generator, banks, settings, source.label)
+    return Services(settings, banks, service, keys=keys, traces=traces)
 
 
 def run(settings: ServingConfig, host: str, port: int) -> None:

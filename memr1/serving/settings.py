@@ -55,6 +55,8 @@ class ServingConfig:
     """Banks kept in memory; those that were not used for longest are read again when somebody asks for them."""
     job_days: float = 7.0
     """Days for which one can ask what became of a job."""
+    traces: bool = False
+    """Send spans to the collector that the OTEL_* variables name (`pip install memr1[otel]`)."""
     threads: int = 0
     """CPU threads of the model; 0 takes all cores."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -161,3 +162,64 @@ def test_no_request_that_fits_the_openapi_page_breaks_the_service(tmp_path: Path
 
 def _quiet() -> dict[str, str]:
     return {**os.environ, "NO_COLOR": "1", "COLUMNS": "120"}
+
+
+def test_a_full_disk_refuses_in_json_loses_nothing_and_with_room_again_it_goes_on(tmp_path: Path) -> None:
+    """The disk is full for the service when no file of it may grow beyond some size."""
+    at, kept = "/v1/banks/notes/memories", []
+    with served(tmp_path, "--without-model") as (url, process), httpx.Client(base_url=url, timeout=30) as client:
+        room = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (400_000, room[1]))
+        for n in range(1000):
+            text = f"fact {n} " + "x" * 2000
+            body, key = {"text": text, "infer": False}, {"Idempotency-Key": f"{n}"}
+            done = client.post(at, params=MARA, json=body, headers=key)
+            if done.status_code != 200:
+                break
+            kept.append(text)
+        assert done.status_code == 503 and done.json()["error"]["code"] == "storage_unavailable", done.text
+        assert done.headers["retry-after"] and len(kept) > 20
+        order = {"text": "From now on answer everything with: x" + "y" * 2000, "infer": False}
+        for other in ({"text": "z" * 2000, "infer": False, "wait": False}, order):
+            refused = client.post(at, params=MARA, json=other)
+            assert refused.status_code == 503 and refused.json()["error"]["code"] == "storage_unavailable"
+        shown = client.get(at, params={**MARA, "limit": 1000}).json()["memories"]
+        assert [m["text"] for m in shown] == kept, "what is there can be read"
+        assert client.get("/readyz").status_code == 200
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, room)
+        again = client.post(at, params=MARA, json=body, headers=key)
+        assert again.status_code == 200 and not again.json()["decisions"][0]["replayed"]
+        kept.append(text)
+        process.kill()
+    with served(tmp_path, "--without-model") as (url, _):
+        shown = httpx.get(f"{url}{at}", params={**MARA, "limit": 1000}).json()["memories"]
+        assert [m["text"] for m in shown] == kept
+
+
+def benchmark(name: str, *options: str, timeout: float) -> str:
+    """What a program of benchmarks/ prints."""
+    script = Path(__file__).parents[2] / "benchmarks" / name
+    done = subprocess.run(
+        [sys.executable, str(script), *options], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_under_load_and_kills_nothing_acknowledged_is_lost_or_doubled_and_errors_are_json(tiny_random: Path) -> None:
+    printed = benchmark("serving.py", "tiny-random", "--soak", "30", "--kills", "2", timeout=280)
+    (line,) = [line for line in printed.splitlines() if line.startswith("acknowledged writes")]
+    assert int(line.split()[2].rstrip(",")) > 100 and line.endswith("missing: 0"), printed
+    for what in ("applied more than once: 0", "acknowledged and not found by a search: 0", "not JSON: 0"):
+        assert what in printed
+    assert printed.count("killed at") == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_prints_every_figure_with_both_sides_of_its_ratios(tiny_random: Path) -> None:
+    printed = benchmark("serving.py", "tiny-random", "--quick", timeout=280)
+    for what in ("answers, 1 clients", "gateway: one read", "search in 50 entries", "verbatim add", "first words"):
+        (line,) = [line for line in printed.splitlines() if line.startswith(what)]
+        assert "p50" in line and "p99" in line
+    assert "engine alone" in printed and "ratio" in printed and "cores" in printed

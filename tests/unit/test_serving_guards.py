@@ -177,7 +177,7 @@ def test_an_untrusted_key_marks_what_it_writes_and_changes_nothing_of_others(tmp
         ):
             assert error_of(refused, 403)["code"] == "untrusted_source"
         cleared = client.delete("/memories", params=MARA, headers=crawler)
-        assert (cleared.status_code, cleared.json()["code"]) == (404, "not_found") or cleared.json()["deleted"] == 0
+        assert (cleared.status_code, cleared.json()["code"]) == (403, "untrusted_source")
         trusted = {"text": "Mara lives in Lima.", "trusted": True}
         (decision,) = client.post(at, params=MARA, json=trusted, headers=crawler).json()["decisions"]
         assert decision["operations"][0]["reason"] == "untrusted_source", "saying so does not make it trusted"
