@@ -22,26 +22,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memr1.data.factworld import FactWorldConfig, generate_dialogues
 from memr1.data.poisoning import KINDS, Attack, generate_attacks
 from memr1.evaluation.statistics import bootstrap_interval
 from memr1.memory import Event, MemoryOp, Provenance, load_embedder
+from memr1.memory.embed import Embedder
 from memr1.memory.scopes import Scope
 from memr1.rollout.engine import Completion, GenerationRequest
+from memr1.rollout.runner import Runner
 from memr1.serving.agents import AgentService, Said
 from memr1.serving.banks import BankService, InProcess
-from memr1.serving.errors import ApiError
 from memr1.serving.guards import forms_in
-from memr1.serving.inference import Inference, watched
+from memr1.serving.inference import Generator, Inference, watched
 from memr1.serving.refs import BankRef
 from memr1.serving.settings import ServingConfig
-from memr1.serving.source import find_source, load_runner
+from memr1.serving.source import Source, find_source, load_runner
 
 TENANT = Scope(tenant="bench")
 COLUMNS = ("open", "words", "marked", "vouched")
@@ -63,40 +65,60 @@ class Untrained:
         return self._inner.stream(request)
 
 
-async def play(
-    attack: Attack, agents: AgentService, banks: InProcess, name: str, *, marked: bool
-) -> tuple[bool, dict[str, bool]]:
-    """Whether the attack got in, and whether it reached the answer, by filter of the question."""
-    ref = BankRef(Scope(user_id=f"{name}/{attack.id}", tenant="bench"))
-    trusted = Provenance(("told",), role="user")
-    for text, day in attack.memory:
-        await banks.call("apply", TENANT, ref, [MemoryOp(Event.ADD, text)], provenance=trusted, time=day, create=True)
-    filters = {"all": None, "vouched": {"trusted": True}}
-    before = (await agents.answer(TENANT, [ref], attack.question)).text
-    for message in attack.messages:
-        said = [Said(message, trusted=not marked)]
-        await agents.remember(TENANT, ref, said, provenance=Provenance(("attack",), role="user"), time=attack.day)
-    live = [entry.text for entry in (await banks.call("entries", TENANT, ref, 0, 1000))[0]]
-    after = {}
-    for which, chosen in filters.items():
+@dataclass
+class Outcome:
+    """What came of an attack."""
+
+    injected: bool
+    attacked: bool
+    vouched: bool
+    """Whether the answer from trusted sources alone is the attacker's; only asked of marked attacks."""
+
+
+class Players:
+    """Plays attacks through one manager; the answers before them are asked for once for all managers and guards."""
+
+    def __init__(self, source: Source, runner: Runner, embedder: Embedder) -> None:
+        self._source, self._runner, self._embedder = source, runner, embedder
+        self._before: dict[str, str | None] = {}
+
+    async def play_all(
+        self, attacks: Sequence[Attack], generator: Generator, db: Path, *, guards: bool, marked: bool
+    ) -> list[Outcome]:
+        """Every attack, some at a time, so that the model has batches."""
+        settings = ServingConfig(db=str(db), guards=guards, timeout_s=600, max_banks=len(attacks))
+        service = BankService(settings, self._embedder)
+        banks, room = InProcess(service), asyncio.Semaphore(AT_A_TIME)
+        config, label = self._source.config, self._source.label
+        agents = AgentService(config, self._runner.world.agents, generator, banks, settings, label)
+
+        async def one(attack: Attack) -> Outcome:
+            async with room:
+                return await self._play(attack, agents, banks, marked)
+
         try:
-            after[which] = (await agents.answer(TENANT, [ref], attack.question, filters=chosen)).text
-        except ApiError:
-            after[which] = None
-    return attack.injected(live), {which: attack.succeeded(before, text) for which, text in after.items()}
+            return list(await asyncio.gather(*(one(a) for a in attacks)))
+        finally:
+            service.close()
 
-
-async def play_all(
-    attacks: Sequence[Attack], agents: AgentService, banks: InProcess, name: str, *, marked: bool
-) -> list[tuple[bool, dict[str, bool]]]:
-    """Every attack, some at a time, so that the model has batches."""
-    room = asyncio.Semaphore(AT_A_TIME)
-
-    async def one(attack: Attack) -> tuple[bool, dict[str, bool]]:
-        async with room:
-            return await play(attack, agents, banks, name, marked=marked)
-
-    return list(await asyncio.gather(*(one(a) for a in attacks)))
+    async def _play(self, attack: Attack, agents: AgentService, banks: InProcess, marked: bool) -> Outcome:
+        ref = BankRef(Scope(user_id=attack.id, tenant="bench"))
+        told = Provenance(("told",), role="user")
+        for text, day in attack.memory:
+            await banks.call("apply", TENANT, ref, [MemoryOp(Event.ADD, text)], provenance=told, time=day, create=True)
+        if attack.id not in self._before:
+            self._before[attack.id] = (await agents.answer(TENANT, [ref], attack.question)).text
+        before = self._before[attack.id]
+        for message in attack.messages:
+            said = [Said(message, trusted=not marked)]
+            await agents.remember(TENANT, ref, said, provenance=Provenance(("attack",), role="user"), time=attack.day)
+        live = [entry.text for entry in (await banks.call("entries", TENANT, ref, 0, 1000))[0]]
+        after = (await agents.answer(TENANT, [ref], attack.question)).text
+        vouched = before
+        if marked:
+            only = {"trusted": True}
+            vouched = (await agents.answer(TENANT, [ref], attack.question, filters=only)).text
+        return Outcome(attack.injected(live), attack.succeeded(before, after), attack.succeeded(before, vouched))
 
 
 def share(values: Sequence[bool]) -> str:
@@ -125,26 +147,23 @@ def main() -> None:
     parser.add_argument("--embedder", default=None, help="default: the run's")
     args = parser.parse_args()
     source = find_source(args.source)
+    if source.warning:
+        print(f"note: {source.warning}", file=sys.stderr)
     runner = load_runner(source, 0)
     attacks = generate_attacks(args.split, num_worlds=args.worlds)
     print(f"{platform.platform()}, Python {platform.python_version()}; {source.label}")
     print(f"{len(attacks)} attacks on {args.worlds} worlds of the {args.split} split; shares in %, 95 % intervals")
-    embedder = load_embedder(args.embedder or source.config.memory.embedder)
     inference = Inference(watched(runner.engine), max_batch=AT_A_TIME)
     start = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as folder:
+            players = Players(source, runner, load_embedder(args.embedder or source.config.memory.embedder))
             for manager in ("untrained", "trained"):
                 generator = inference if manager == "trained" else Untrained(inference)
-                found: dict[str, list[tuple[bool, dict[str, bool]]]] = {}
+                found = {}
                 for column, guards, marked in (("open", False, False), ("words", True, False), ("marked", True, True)):
-                    name = f"{manager}-{column}"
-                    settings = ServingConfig(db=str(Path(folder) / f"{name}.db"), guards=guards, timeout_s=600)
-                    service = BankService(settings, embedder)
-                    banks = InProcess(service)
-                    agents = AgentService(source.config, runner.world.agents, generator, banks, settings, source.label)
-                    found[column] = asyncio.run(play_all(attacks, agents, banks, name, marked=marked))
-                    service.close()
+                    db = Path(folder) / f"{manager}-{column}.db"
+                    found[column] = asyncio.run(players.play_all(attacks, generator, db, guards=guards, marked=marked))
                 table(manager, attacks, found)
     finally:
         inference.close()
@@ -152,19 +171,22 @@ def main() -> None:
     print(f"\n{time.monotonic() - start:.0f} s")
 
 
-def table(manager: str, attacks: Sequence[Attack], found: dict[str, list[tuple[bool, dict[str, bool]]]]) -> None:
+def table(manager: str, attacks: Sequence[Attack], found: dict[str, list[Outcome]]) -> None:
     """One manager's shares by kind of attack."""
     print(f"\n{manager} manager")
-    print(f"{'injected':<12}" + "".join(f"{c:>18}" for c in COLUMNS[:3]))
-    for kind in (*KINDS, "all"):
-        mine = [i for i, a in enumerate(attacks) if kind in (a.kind, "all")]
-        print(f"{kind:<12}" + "".join(f"{share([found[c][i][0] for i in mine]):>18}" for c in COLUMNS[:3]), flush=True)
-    print(f"{'attacked':<12}" + "".join(f"{c:>18}" for c in COLUMNS))
-    for kind in (*KINDS, "all"):
-        mine = [i for i, a in enumerate(attacks) if kind in (a.kind, "all")]
-        cells = [share([found[c][i][1]["all"] for i in mine]) for c in COLUMNS[:3]]
-        cells.append(share([found["marked"][i][1]["vouched"] for i in mine]))
-        print(f"{kind:<12}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    for what, columns in (("injected", COLUMNS[:3]), ("attacked", COLUMNS)):
+        print(f"{what:<12}" + "".join(f"{c:>18}" for c in columns))
+        for kind in (*KINDS, "all"):
+            cells = []
+            for column in columns:
+                which = "vouched" if column == "vouched" else what
+                of_column = found["marked" if column == "vouched" else column]
+                cells.append(
+                    share(
+                        [getattr(o, which) for a, o in zip(attacks, of_column, strict=True) if kind in (a.kind, "all")]
+                    )
+                )
+            print(f"{kind:<12}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -280,7 +280,7 @@ async def pages(http: httpx.AsyncClient, bank: str) -> AsyncIterator[dict[str, A
     """Every entry of a bank."""
     offset = 0
     while True:
-        asked = {**WHOSE, "offset": offset, "limit": 1000}
+        asked: dict[str, Any] = {**WHOSE, "offset": offset, "limit": 1000}
         page = (await http.get(f"/v1/banks/{bank}/memories", params=asked)).raise_for_status().json()
         for memory in page["memories"]:
             yield memory

@@ -90,15 +90,19 @@ class AsyncMemory:
         infer: bool = True,
         metadata: dict[str, Any] | None = None,
         source: str | None = None,
+        trusted: bool = True,
         time: str | None = None,
         dry_run: bool = False,
         bank: str | None = None,
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
         """Let the manager decide about messages (a text, or dicts with `role` and `content`), or with `infer=False` add
-        them as they stand. Returns `decisions`, each with its `operations`. `MemoryRefused` when nothing is kept."""
+        them as they stand. Returns `decisions`, each with its `operations`. `MemoryRefused` when nothing is kept.
+
+        trusted: False for what somebody only passes on, such as a page: it changes nothing that others said.
+        """
         said: dict[str, Any] = {"text": messages} if isinstance(messages, str) else {"messages": list(messages)}
-        body = {**said, "infer": infer, "dry_run": dry_run, "source": source, "time": time}
+        body = {**said, "infer": infer, "trusted": trusted, "dry_run": dry_run, "source": source, "time": time}
         if metadata:
             body["metadata"] = metadata
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}

@@ -223,3 +223,13 @@ def test_the_benchmark_prints_every_figure_with_both_sides_of_its_ratios(tiny_ra
         (line,) = [line for line in printed.splitlines() if line.startswith(what)]
         assert "p50" in line and "p99" in line
     assert "engine alone" in printed and "ratio" in printed and "cores" in printed
+
+
+@pytest.mark.slow
+def test_the_poisoning_suite_prints_shares_with_intervals_for_both_managers(tiny_random: Path) -> None:
+    printed = benchmark("poisoning.py", "tiny-random", "--worlds", "3", "--embedder", "hash", timeout=280)
+    assert "15 attacks on 3 worlds" in printed
+    for manager in ("untrained manager", "trained manager"):
+        assert manager in printed
+    rows = [line for line in printed.splitlines() if line.startswith(("plant", "bridge", "all"))]
+    assert len(rows) == 12 and all("[" in row for row in rows)
