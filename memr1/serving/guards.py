@@ -35,7 +35,7 @@ _FORMS = {
     r"system prompt|instructions)\b",
     "alias": rf"\b(?:records?|data|information|{_MEMORY}|profile|questions?|quer(?:y|ies))\b.{{0,60}}\b"
     r"(?:merged|moved|migrated|transferred|redirected|now kept|now stored|saved|filed|stands?|stored)\b.{0,30}\b"
-    r"(?:under|into|with|to|as)\b|\b(?:use|see|refer to|consult|take|look up)\b.{0,60}\b"
+    r"(?:under|into|with|to|as)\b|\b(?:use|see|refer to|consult|look up)\b.{0,60}\b"
     r"(?:instead of|in place of|rather than)\b",
     "addressed": r"\b(?:notes?|reminders?|messages?|instructions?|memos?) (?:to|for) (?:the |all |any |every )?"
     r"(?:assistants?|models?|ais?|agents?|bots?|memory)\b|\b(?:assistants?|models?|ais?|agents?|bots?) reading this\b",

@@ -28,6 +28,7 @@ from ray.serve.exceptions import BackPressureError
 
 from memr1.errors import MemR1Error
 from memr1.rollout.engine import Completion, GenerationRequest
+from memr1.serving import proxy
 from memr1.serving.agents import AgentService
 from memr1.serving.app import Services, embedder_name, make_app
 from memr1.serving.banks import Banks, BankService
@@ -245,6 +246,7 @@ def run(settings: ServingConfig, host: str, port: int) -> None:
 
     # Serve kills a proxy that is not up within 5 s, which a busy machine can miss; read when a cluster starts
     os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
+    os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
     connected = connect()
     leave_on_sigterm()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import threading
 import time
@@ -14,12 +15,15 @@ from typing import Any
 import httpx
 import pytest
 
+from memr1.serving import proxy
 from memr1.serving.settings import ServingConfig
 
 # Serve kills a proxy that takes more than five seconds to start, as it does on a busy machine. The cluster's processes
 # read this when they start, so it is set before the session's cluster is.
 os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "60")
 os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S", "60")
+
+os.environ.setdefault(proxy.VARIABLE, proxy.CALLBACK)
 
 MARA = {"user_id": "mara"}
 
@@ -100,6 +104,26 @@ def test_a_stream_comes_through(url: str) -> None:
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
         lines = [line for line in response.iter_lines() if line]
     assert lines[-1] == "data: [DONE]" and len(lines) >= 3
+
+
+def test_what_serve_itself_refuses_is_json_too(url: str) -> None:
+    """Serve answers a path of its own in plain text, and one whose replica dies as well."""
+    from ray.util.state import list_actors
+
+    alive = list_actors(filters=[("state", "=", "ALIVE")], limit=1000)
+    (pid,) = [a.pid for a in alive if "ServeReplica:memr1:gateway" in a.class_name]
+    os.kill(pid, signal.SIGKILL)
+    odd, end = [], time.monotonic() + 60
+    while time.monotonic() < end:
+        try:
+            answer = httpx.get(f"{url}/v1/banks", timeout=30)
+        except httpx.HTTPError:
+            continue
+        if answer.status_code == 200:
+            break
+        if answer.headers["content-type"] != "application/json" or "code" not in answer.json()["error"]:
+            odd.append(answer.text)
+    assert odd == [] and answer.status_code == 200
 
 
 def test_others_than_this_machine_are_refused_without_keys(url: str) -> None:

@@ -91,7 +91,7 @@ def test_adapters_are_read_by_plain_peft_with_the_logits_of_the_run(tmp_path: Pa
 def test_only_roles_that_the_run_has_begun_to_train_are_written(tmp_path: Path, tiny_random: Path) -> None:
     run, _ = make_run(tmp_path, "lora", TrainState(step=3, stage=0, stage_step=3))
     assert [e.role for e in export_run(run, tmp_path / "out")] == ["answerer"]
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["answerer"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["answerer", "config.yaml"]
 
 
 def test_the_job_exports_what_the_command_does_and_ends_in_a_line_of_json(

@@ -16,6 +16,7 @@ import pytest
 
 from memr1.serving.app import make_app
 from memr1.serving.keys import KeyFile
+from memr1.serving.proxy import JsonErrors
 from tests.unit.serving_cases import bearer, error_of, listening, local_client, make_services, sensible, serving
 
 NOTES = "/v1/banks/notes"
@@ -169,9 +170,10 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_back(tmp_pat
 
 
 def test_a_client_that_goes_away_stops_the_model_and_no_commit(tmp_path: Path) -> None:
-    gone, tokens = threading.Event(), []
+    asking, gone, tokens = threading.Event(), threading.Event(), []
 
     def script(*_: Any) -> str:
+        asking.set()
         gone.wait(20)
         return "Use: none\nAnswer: " + "long " * 5
 
@@ -182,7 +184,7 @@ def test_a_client_that_goes_away_stops_the_model_and_no_commit(tmp_path: Path) -
             await client.post(f"{NOTES}/memories", params=MARA, json=seed)
             body = {"question": "Where?", **MARA}
             asked = asyncio.create_task(client.post("/v1/answer", json=body))
-            await asyncio.sleep(0.1)
+            assert await asyncio.to_thread(asking.wait, 20)
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
             gone.set()
@@ -378,3 +380,26 @@ def test_without_keys_only_this_machine_may_ask(tmp_path: Path) -> None:
         response = asyncio.run(ask())
         assert response.status_code == status, (client, host)
     services.close()
+
+
+def test_what_ray_serve_refuses_in_plain_text_is_refused_in_json() -> None:
+    async def plain(scope: Any, receive: Any, send: Any) -> None:
+        status = int(scope["path"].rsplit("/", 1)[1])
+        kind = b"application/json" if scope["path"].startswith("/ours") else b"text/plain"
+        headers = [(b"content-type", kind), (b"content-length", b"6"), (b"x-request-id", b"r-1")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}", "more_body": True})
+        await send({"type": "http.response.body", "body": b"    "})
+
+    async def ask(path: str) -> httpx.Response:
+        transport = httpx.ASGITransport(JsonErrors(plain))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get(path)
+
+    for status, code, shown in ((404, "not_found", 404), (408, "timeout", 504), (500, "unavailable", 503)):
+        refused = asyncio.run(ask(f"/v1/{status}"))
+        error = error_of(refused, shown)
+        assert (error["code"], error["request_id"]) == (code, "r-1")
+    assert asyncio.run(ask("/memories/503")).json().keys() == {"detail", "code", "request_id"}
+    for path in ("/v1/200", "/ours/500"):
+        assert asyncio.run(ask(path)).text == "{}    "
