@@ -34,8 +34,8 @@ PEOPLE = ("Mara", "Ben", "Ada", "Ines", "Olaf", "Tariq", "Wen", "Zoe")
 PLACES = ("Oslo", "Rome", "Bergen", "Lima", "Quito", "Turin", "Ghent", "Osaka")
 WHOSE = {"user_id": "bench"}
 NOTES = "/v1/banks/notes"
-FEW_BANKS = ("max_open_banks=32",)
-"""So that a soak opens banks again that had left memory."""
+SMALL = ("max_open_banks=32", "cached_vectors=2000")
+"""Of a soak: so that what may fill up is full soon, and banks that had left memory are opened again."""
 
 
 def facts(n: int) -> list[str]:
@@ -230,7 +230,7 @@ def main() -> None:
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}; {args.source}")
     if args.soak:
         print(f"soak under {'Ray Serve' if args.ray else 'uvicorn'}")
-        with tempfile.TemporaryDirectory() as name, served(args.source, Path(name), args.ray, *FEW_BANKS) as at:
+        with tempfile.TemporaryDirectory() as name, served(args.source, Path(name), args.ray, *SMALL) as at:
             kept = soak(at, args.soak, args.kills)
         raise SystemExit(0 if kept else 1)
     engine = bare(args.source, clients, rounds, entries)

@@ -91,7 +91,7 @@ def start(settings: ServingConfig) -> Services:
 
     keys = KeyFile(settings.keys) if settings.keys is not None else None
     source = _source(settings)
-    service = BankService(settings, load_embedder(embedder_name(settings, source)))
+    service = BankService(settings, load_embedder(embedder_name(settings, source), max_texts=settings.cached_vectors))
     try:
         traces = Traces() if settings.traces else None
         banks: Banks = InProcess(service) if traces is None else TracedBanks(InProcess(service), traces)

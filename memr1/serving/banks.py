@@ -454,6 +454,10 @@ class BankService:
         """The oldest job that nobody does, or whose doer went silent; it is this caller's for `lease_s`."""
         return self._jobs.take(lease_s)
 
+    def renew_job(self, job_id: str, lease_s: float) -> None:
+        """Somebody is still at a job."""
+        self._jobs.renew(job_id, lease_s)
+
     def finish_job(self, job: Job) -> None:
         """Note what came of a job."""
         self._jobs.finish(job)

@@ -64,6 +64,8 @@ class JobTable:
         self._store, self._kept_s = store, days * 86400
         with store.transaction("preparing jobs") as connection:
             _metadata.create_all(connection)
+            # whoever did them for an earlier owner of the store is gone, or will find them done under their keys
+            connection.execute(update(_jobs).where(_jobs.c.state == RUNNING).values(lease=0.0))
 
     def put(self, tenant: str | None, job: Job) -> Job:
         """Write a job down, or find the earlier one of its id. 409 when that was for another request."""
@@ -108,6 +110,13 @@ class JobTable:
                 update(_jobs).where(j.job_id == row.job_id).values(state=RUNNING, lease=now + lease_s, body=_dump(job))
             )
         return job
+
+    def renew(self, job_id: str, lease_s: float) -> None:
+        """See `BankService.renew_job`."""
+        with self._store.transaction("renewing a job's lease") as connection:
+            self._store.still_owner(connection)
+            mine = update(_jobs).where(_jobs.c.job_id == job_id, _jobs.c.state == RUNNING)
+            connection.execute(mine.values(lease=time.time() + lease_s))
 
     def finish(self, job: Job) -> None:
         """See `BankService.finish_job`."""

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LEASE_S = 300.0
+LEASE_S = 30.0
 """A job whose doer says nothing for so long is given to another; doing it twice changes a bank once."""
+RENEW_S = 10.0
+"""The doer says so often that it is at it."""
 POLL_S = 2.0
 """Jobs of other processes are looked for this often."""
 
@@ -52,12 +54,22 @@ class JobsWorker:
             try:
                 job = await self._services.banks.call("take_job", LEASE_S)
                 if job is not None:
-                    await self._do(job)
+                    renewing = asyncio.create_task(self._renew(job))
+                    try:
+                        await self._do(job)
+                    finally:
+                        renewing.cancel()
             except Exception:  # of the store: the job stays, and is tried again after its lease
                 logger.exception("a job could not be done now")
             if job is None and not self._stopping:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._new.wait(), POLL_S)
+
+    async def _renew(self, job: Job) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            with contextlib.suppress(Exception):  # the next time will do
+                await self._services.banks.call("renew_job", job.id, LEASE_S)
 
     async def _do(self, job: Job) -> None:
         asked = AddRequest(**job.work["body"])

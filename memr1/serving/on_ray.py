@@ -46,7 +46,7 @@ OWNER_PATIENCE_S = 30.0
 """How long a restarted owner waits for the lock of the one that died, and callers for the owner."""
 _READS = frozenset(
     {"ready", "names", "stats", "get", "entries", "listed", "history", "log", "search", "related", "export", "decided"}
-    | {"trial", "embed", "job", "put_job", "finish_job", "gauges", "held"}
+    | {"trial", "embed", "job", "put_job", "renew_job", "finish_job", "gauges", "held"}
 )
 """Calls that can be made again when nobody knows whether they were done."""
 
@@ -60,7 +60,7 @@ class BankOwner:
         end = time.monotonic() + OWNER_PATIENCE_S
         while True:
             try:
-                self._service = BankService(settings, load_embedder(embedder))
+                self._service = BankService(settings, load_embedder(embedder, max_texts=settings.cached_vectors))
                 return
             except MemR1Error as error:
                 if "belongs to" not in str(error) or time.monotonic() > end:

@@ -53,6 +53,8 @@ class ServingConfig:
     """Banks of a tenant; one more is refused with 413."""
     max_open_banks: int = 256
     """Banks kept in memory; those that were not used for longest are read again when somebody asks for them."""
+    cached_vectors: int = 10_000
+    """Embedded texts, and as many questions, kept in memory; those of entries are in the database, too."""
     job_days: float = 7.0
     """Days for which one can ask what became of a job."""
     traces: bool = False
@@ -69,6 +71,7 @@ class ServingConfig:
             "max_banks",
             "max_held",
             "max_open_banks",
+            "cached_vectors",
             "job_days",
             "timeout_s",
             "body_timeout_s",

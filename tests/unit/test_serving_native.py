@@ -13,6 +13,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from memr1.errors import MemR1Error
+from memr1.serving import jobs_worker
 from tests.unit.serving_cases import error_of, sensible, serving
 
 BANK = "/v1/banks/notes"
@@ -243,6 +244,36 @@ def test_an_accepted_job_survives_a_restart_and_is_done_once(tmp_path: Path) -> 
     with serving(tmp_path, script) as client:
         assert _done(client, accepted.headers["location"])["state"] == "done"
         assert texts(client) == ["Mara lives in Oslo."]
+
+
+def test_a_job_whose_doer_was_killed_is_taken_up_at_once_and_one_that_is_worked_on_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs_worker, "LEASE_S", 0.4)
+    monkeypatch.setattr(jobs_worker, "RENEW_S", 0.05)
+    asked: list[str] = []
+
+    def slow(prompt: str, request: Any) -> str:
+        asked.append(prompt)
+        time.sleep(1.5)  # longer than the lease
+        return sensible(prompt, request)
+
+    with serving(tmp_path, slow) as client:
+        body = {"text": "Mara lives in Oslo.", "wait": False}
+        accepted = client.post(f"{BANK}/memories", params=MARA, json=body)
+        service = client.app.state.services.banks._service  # type: ignore[attr-defined]
+        while not asked:
+            time.sleep(0.01)
+        time.sleep(0.8)
+        assert service.take_job(60) is None, "it is worked on"
+        assert _done(client, accepted.headers["location"])["state"] == "done" and len(asked) == 1
+        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        left = client.post(f"{BANK}/memories", params=MARA, json={**body, "text": "Ben sails."})
+        while service.take_job(600) is None:  # by somebody who is killed then
+            time.sleep(0.01)
+    with serving(tmp_path) as client:
+        assert _done(client, left.headers["location"])["state"] == "done"
+        assert texts(client) == ["Mara lives in Oslo.", "Ben sails."]
 
 
 def test_rejections_have_the_status_that_fits(client: TestClient) -> None:
