@@ -196,7 +196,8 @@ def test_a_client_that_goes_away_stops_the_model_and_no_commit(tmp_path: Path) -
     assert tokens[0].cancelled == 1 and tokens[0].completion_tokens == 1
 
 
-def test_a_client_that_hangs_up_on_a_real_server_stops_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_client_that_hangs_up_on_a_real_server_stops_the_model(tmp_path: Path, streamed: bool) -> None:
     asked, gone = threading.Event(), threading.Event()
 
     def script(*_: Any) -> str:
@@ -208,9 +209,20 @@ def test_a_client_that_hangs_up_on_a_real_server_stops_the_model(tmp_path: Path)
     with listening(services) as url, httpx.Client(base_url=url) as client:
         seed = {"text": "Mara lives in Oslo.", "infer": False}
         assert client.post(f"{NOTES}/memories", params=MARA, json=seed, timeout=20).status_code == 200
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/answer", json={"question": "Where?", **MARA}, timeout=httpx.Timeout(20, read=0.5))
-        assert asked.wait(20)
+        if streamed:
+            chat = {
+                "model": "memr1",
+                "messages": [{"role": "user", "content": "Where?"}],
+                "stream": True,
+                "user": "mara",
+            }
+            with client.stream("POST", "/v1/chat/completions", json=chat, timeout=20) as response:
+                assert "assistant" in next(response.iter_lines())
+                assert asked.wait(20)
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/answer", json={"question": "Where?", **MARA}, timeout=httpx.Timeout(20, read=0.5))
+            assert asked.wait(20)
         end = time.monotonic() + 20
         while 'status="499"' not in client.get("/metrics", timeout=20).text:
             assert time.monotonic() < end, "the server did not notice"
