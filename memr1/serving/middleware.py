@@ -151,7 +151,7 @@ class Gate:
             await asyncio.wait({work})
         if not work.cancelled():
             work.result()
-        elif not answer.finished:
+        if not answer.finished:
             answer.status = GONE
 
     @contextlib.contextmanager
