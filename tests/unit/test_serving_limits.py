@@ -210,12 +210,8 @@ def test_a_client_that_hangs_up_on_a_real_server_stops_the_model(tmp_path: Path,
         seed = {"text": "Mara lives in Oslo.", "infer": False}
         assert client.post(f"{NOTES}/memories", params=MARA, json=seed, timeout=20).status_code == 200
         if streamed:
-            chat = {
-                "model": "memr1",
-                "messages": [{"role": "user", "content": "Where?"}],
-                "stream": True,
-                "user": "mara",
-            }
+            question = [{"role": "user", "content": "Where?"}]
+            chat = {"model": "memr1", "messages": question, "stream": True, "user": "mara"}
             with client.stream("POST", "/v1/chat/completions", json=chat, timeout=20) as response:
                 assert "assistant" in next(response.iter_lines())
                 assert asked.wait(20)
