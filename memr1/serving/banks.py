@@ -22,7 +22,7 @@ from memr1.envs.deciding import related_entries
 from memr1.errors import MemR1Error
 from memr1.memory.bank import BankStats, MemoryBank
 from memr1.memory.embed import Embedder
-from memr1.memory.erasure import Erasure
+from memr1.memory.erasure import Erasure, Mentions, contents
 from memr1.memory.filters import compile_filters
 from memr1.memory.oplog import LogRecord
 from memr1.memory.scopes import Scope
@@ -137,12 +137,16 @@ class BankService:
             self._bank(principal, ref)
             with self._table:
                 self._known[ref.scope.tenant].discard(ref)
+            waiting = self._quarantine.of_bank(ref)
             try:
-                self._quarantine.forget(ref)
+                for held in waiting:  # before the pages that were given up are wiped
+                    self._quarantine.remove(held.id)
                 self._store.scoped(ref.scope).drop(ref.name)
             except MemR1Error as error:
                 if ref.scope.bank_id(ref.name) in self._store.names():
                     self._know(ref)
+                    for held in waiting:
+                        self._quarantine.put(held)
                 raise as_api_error(error) from error
 
     def stats(self, principal: Scope, ref: BankRef) -> tuple[BankStats, BankRules]:
@@ -350,10 +354,17 @@ class BankService:
         for entry_id in entry_ids:
             if not bank.history(entry_id):
                 raise not_found("the memory")
+        said = Mentions(contents(version for entry_id in entry_ids for version in bank.history(entry_id)))
         try:
-            return bank.erase(entry_ids, actor=actor, time=time)
+            erased = bank.erase(entry_ids, actor=actor, time=time)
         except MemR1Error as error:
             raise as_api_error(error) from error
+        waiting = [
+            f"held write {held.id}"
+            for held in self._quarantine.of_bank(ref)
+            if any(said(text) for text in held.wanted.facts) or any(said(o.text, o.metadata) for o in held.wanted.ops)
+        ]
+        return replace(erased, also_in=(*erased.also_in, *waiting))
 
     def bring_in(self, principal: Scope, ref: BankRef, exported: bytes) -> BankStats:
         """A new bank from what `export` gave; 409 when there is one of this name."""

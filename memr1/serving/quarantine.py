@@ -112,9 +112,16 @@ class Quarantine:
 
     def of_tenant(self, tenant: str | None) -> list[Held]:
         """Everything of a tenant that waits, oldest first."""
-        mine = select(_held).where(_held.c.tenant == tenant).order_by(_held.c.made, _held.c.held_id)
+        return self._all(_held.c.tenant == tenant)
+
+    def of_bank(self, ref: BankRef) -> list[Held]:
+        """Everything of a bank that waits, oldest first."""
+        return self._all(_held.c.bank_id == ref.scope.bank_id(ref.name))
+
+    def _all(self, which: Any) -> list[Held]:
+        found = select(_held).where(which).order_by(_held.c.made, _held.c.held_id)
         with self._store.transaction("reading the quarantine") as connection:
-            return [_load(row) for row in connection.execute(mine)]
+            return [_load(row) for row in connection.execute(found)]
 
     def count(self) -> int:
         """How many wait."""
@@ -123,16 +130,9 @@ class Quarantine:
 
     def remove(self, held_id: str) -> None:
         """Take one out, which somebody has decided about."""
-        self._delete(_held.c.held_id == held_id)
-
-    def forget(self, ref: BankRef) -> None:
-        """Take out everything of a bank."""
-        self._delete(_held.c.bank_id == ref.scope.bank_id(ref.name))
-
-    def _delete(self, which: Any) -> None:
         with self._store.transaction("taking a write out of the quarantine") as connection:
             self._store.still_owner(connection)
-            connection.execute(delete(_held).where(which))
+            connection.execute(delete(_held).where(_held.c.held_id == held_id))
 
 
 def _named(ref: BankRef, key: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from memr1.data.factworld import FactWorldConfig, generate_dialogues
+from memr1.errors import MemR1Error
 from memr1.serving.guards import FORMS, UNTRUSTED, forms_in
 from memr1.serving.keys import KeyFile
 from tests.unit.scripted import shown_entries
@@ -114,6 +115,28 @@ def test_what_is_dropped_is_gone_and_a_dropped_bank_takes_its_held_writes_along(
     tell(client, ORDER)
     assert client.delete(NOTES, params=MARA).status_code == 204
     assert waiting(client) == []
+
+
+def test_a_bank_that_could_not_be_dropped_keeps_its_held_writes(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tell(client, "Mara lives in Oslo.")
+    held = tell(client, ORDER)["held"]
+    store = client.app.state.services.banks._service._store  # type: ignore[attr-defined]
+
+    def drop(_: str) -> None:
+        raise MemR1Error("the disk is full")
+
+    monkeypatch.setattr(store, "drop", drop)
+    assert client.delete(NOTES, params=MARA).status_code == 400
+    assert [h["id"] for h in waiting(client)] == [held] and texts(client) == ["Mara lives in Oslo."]
+
+
+def test_an_erasure_says_which_held_writes_still_say_it(client: TestClient) -> None:
+    tell(client, "The code is 4711")
+    held = tell(client, ORDER)["held"]
+    erased = client.post(f"{NOTES}/erase", params=MARA, json={"ids": ["m1"]}).json()
+    assert erased["entries"] == ["m1"] and erased["also_in"] == [f"held write {held}"]
 
 
 def test_the_manager_is_asked_and_what_it_decides_about_an_order_is_held(tmp_path: Path) -> None:
