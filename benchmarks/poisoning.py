@@ -86,7 +86,7 @@ class Players:
         self, attacks: Sequence[Attack], generator: Generator, db: Path, *, guards: bool, marked: bool
     ) -> list[Outcome]:
         """Every attack, some at a time, so that the model has batches."""
-        settings = ServingConfig(db=str(db), guards=guards, timeout_s=600, max_banks=len(attacks))
+        settings = ServingConfig(db=str(db), guards=guards, timeout_s=7200, max_banks=len(attacks))
         service = BankService(settings, self._embedder)
         banks, room = InProcess(service), asyncio.Semaphore(AT_A_TIME)
         config, label = self._source.config, self._source.label
