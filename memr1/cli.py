@@ -31,7 +31,7 @@ app.add_typer(keys_app, name="keys")
 
 ConfigPath = Annotated[Path, typer.Argument(help="YAML file, for example configs/train_local.yaml.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="key=value changes, for example rollout.group_size=16.")]
-RunDir = Annotated[Path, typer.Argument(help="Folder of a run, for example runs/train_local.")]
+RunDir = Annotated[str, typer.Argument(help="Folder or URL of a run, for example runs/train_local.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -101,12 +101,12 @@ def ablate(
 @app.command("eval")
 def evaluate(
     run_dir: Annotated[
-        Path | None, typer.Argument(help="Folder of a run, for example runs/train_local.", show_default=False)
+        str | None, typer.Argument(help="Folder or URL of a run, for example runs/train_local.", show_default=False)
     ] = None,
     benchmark: Annotated[
         str, typer.Option(help="factworld, locomo, longmemeval, msc, automemorybench or jsonl.")
     ] = "factworld",
-    path: Annotated[Path | None, typer.Option(help="Data file; not for factworld.")] = None,
+    path: Annotated[str | None, typer.Option(help="Data file or its URL; not for factworld.")] = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     adversarial: Annotated[bool, typer.Option("--adversarial", help="LoCoMo: category 5, too.")] = False,
     audit: Annotated[
@@ -140,16 +140,18 @@ def evaluate(
     if run_dir is None:
         raise MemR1Error("name the folder of a run, for example runs/train_local; its weights are evaluated")
     from memr1.evaluation.evaluate import evaluate_folder
+    from memr1.training.folders import opened
     from memr1.training.report import write_report
 
-    chosen = tuple(s for s in systems.split(",") if s)
-    evaluate_folder(run_dir, benchmark, path, split, chosen, tuple(overrides or ()), console, adversarial, audit, judge)
-    console.print(f"report: {write_report(run_dir)}", soft_wrap=True, markup=False)
+    chosen, changed = tuple(s for s in systems.split(",") if s), tuple(overrides or ())
+    with opened(run_dir, writes=True) as folder:
+        evaluate_folder(folder, benchmark, path, split, chosen, changed, console, adversarial, audit, judge)
+        console.print(f"report: {write_report(folder)}", soft_wrap=True, markup=False)
 
 
 @app.command()
 def compare(
-    run: Annotated[str, typer.Argument(help="Folder of a run, or of several seeds: runs/a-0,runs/a-1,runs/a-2.")],
+    run: Annotated[str, typer.Argument(help="Folder or URL of a run, or several seeds: runs/a-0,runs/a-1.")],
     other: Annotated[str, typer.Argument(help="The run or runs to compare with; the same run to compare systems.")],
     benchmark: Annotated[str, typer.Option(help="Name of a table, for example factworld or locomo.")] = "factworld",
     system: Annotated[str | None, typer.Option(help="Of the first; all that both have if not given.")] = None,
@@ -157,21 +159,27 @@ def compare(
     metric: Annotated[str, typer.Option(help="em_set, f1 or another measure of the tables.")] = "em_set",
 ) -> None:
     """Say whether the difference between two runs is real, question by question."""
-    from memr1.evaluation.comparison import compare_runs
+    from contextlib import ExitStack
 
-    sides = [[Path(folder) for folder in runs.split(",") if folder] for runs in (run, other)]
-    for found in compare_runs(*sides, benchmark=benchmark, system=system, against=against, metric=metric):
-        print(found)
+    from memr1.evaluation.comparison import compare_runs
+    from memr1.training.folders import opened
+
+    with ExitStack() as stack:
+        sides = [[stack.enter_context(opened(r)) for r in runs.split(",") if r] for runs in (run, other)]
+        for found in compare_runs(*sides, benchmark=benchmark, system=system, against=against, metric=metric):
+            print(found)
 
 
 @app.command()
 def report(run_dir: RunDir) -> None:
-    """Write report.html and report.md of a run anew."""
+    """Write report.html and report.md of a run anew; of a run at a URL, in a copy on this machine."""
+    from memr1.training.folders import opened
     from memr1.training.report import write_report
 
-    if run_dir.is_dir() and not (run_dir / "config.yaml").is_file():
-        raise MemR1Error(f"{run_dir}: no run there (no config.yaml); name the folder that `memr1 train` printed")
-    print(write_report(run_dir))
+    with opened(run_dir) as folder:
+        if folder.is_dir() and not (folder / "config.yaml").is_file():
+            raise MemR1Error(f"{run_dir}: no run there (no config.yaml); name the folder that `memr1 train` printed")
+        print(write_report(folder))
 
 
 @app.command()
@@ -184,9 +192,11 @@ def export(
 ) -> None:
     """Write a run's newest weights for use without memr1: peft adapters, or whole transformers models."""
     from memr1.training.export import export_run
+    from memr1.training.folders import opened
 
-    for written in export_run(run_dir, to, merged=merged):
-        print(f"{written.role}: {written.kind} after step {written.step} in {written.folder}")
+    with opened(run_dir) as folder:
+        for written in export_run(folder, to, merged=merged):
+            print(f"{written.role}: {written.kind} after step {written.step} in {written.folder}")
 
 
 @app.command()
@@ -197,9 +207,31 @@ def view(
     filter: Annotated[str | None, typer.Option(help="For example reward<0.5, category:temporal, or any text.")] = None,
 ) -> None:
     """Page through the decoded rollouts of a run (n next, p previous, q quit)."""
+    from memr1.training.folders import opened
     from memr1.training.view import view as show
 
-    show(run_dir, step, index, filter)
+    with opened(run_dir) as folder:
+        show(folder, step, index, filter)
+
+
+@app.command()
+def timeline(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of a run that trains on Ray now.")],
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the end of a step.")] = 600.0,
+) -> None:
+    """Ask a run for the timeline of its last steps: what every process on every node did, and how long it was idle."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from memr1.rllib.timeline import FILE, ask, busy
+
+    rows = busy(ask(run_dir, wait))
+    table = Table("process", "node", "seconds", "idle", title="the last steps")
+    for row in rows:
+        spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in row.seconds.items())
+        table.add_row(row.process, row.node, spent, f"{row.idle:.0%}")
+    Console().print(table)
+    print(f"{run_dir / FILE}: for https://ui.perfetto.dev or chrome://tracing")
 
 
 @app.command("config")

@@ -99,6 +99,9 @@ class RolloutConfig:
 
     num_runners: int = 1
     """Ray actors that play episodes. With the `local` backend everything runs in this process."""
+    parts_per_runner: int = 1
+    """Parts that a runner's share of a step is cut in. With more of them, quick runners take over from slow and lost
+    ones; with fewer, each is generated in larger batches. Changes no rollout."""
     engine: str = "transformers"
     """What generates: `transformers` (built in, CPU and GPU) or `vllm` (an optional extra, see docs/install.md)."""
     vllm_memory_fraction: float = 0.5

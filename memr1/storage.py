@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -42,6 +43,11 @@ SETTLE_S = 2.0
 def local_path(place: str) -> Path:
     """A folder on this machine for a place: itself, or the working copy of a URL."""
     return cache_root() / "remote" / place if "://" in place else Path(place)
+
+
+def copy_of(url: str) -> Path:
+    """A folder beside the working copy, for programs that read a run while another one may train it here."""
+    return cache_root() / "copies" / url
 
 
 def url_of(path: str | Path) -> str | None:
@@ -88,9 +94,12 @@ def said(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        check = "Check the bucket, its permissions, AWS_ENDPOINT_URL and credentials on every node"
+        if "TooSkewed" in str(error):  # requests are signed with the time, and stores take a quarter of an hour at most
+            check = f"On {socket.gethostname()}, this machine's clock is wrong; set it by NTP"
         raise MemR1Error(
-            f"{url_of(path)}: the store does not do what it should: {error}. Check the bucket, its permissions, "
-            "AWS_ENDPOINT_URL and credentials on every node; the last committed checkpoint is intact"
+            f"{url_of(path)}: the store does not do what it should: {error}. {check}; the last committed checkpoint "
+            "is intact"
         ) from error
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from train import report_errors  # the folder of a script is on its path
@@ -18,10 +17,10 @@ from train import report_errors  # the folder of a script is on its path
 def main(argv: list[str] | None = None) -> int:
     """Exit codes as in `train.py`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, help="folder of a run")
+    parser.add_argument("run_dir", help="folder or URL of a run")
     parser.add_argument("overrides", nargs="*", help="key=value changes to the run's config")
     parser.add_argument("--benchmark", default="factworld", help="factworld, locomo or jsonl")
-    parser.add_argument("--path", type=Path, help="data file, for locomo and jsonl")
+    parser.add_argument("--path", help="data file or its URL, for locomo and jsonl")
     parser.add_argument("--split", default="test", help="train, validation or test")
     parser.add_argument("--systems", default="", help="comma-separated rows; empty takes those of the run's config")
     args = parser.parse_intermixed_args(argv)
@@ -33,14 +32,16 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from rich.console import Console
 
     from memr1.evaluation.evaluate import evaluate_folder
+    from memr1.training.folders import opened
     from memr1.training.report import write_report
 
     systems = tuple(s for s in args.systems.split(",") if s)
-    rows = evaluate_folder(
-        args.run_dir, args.benchmark, args.path, args.split, systems, args.overrides, Console(width=120)
-    )
-    report = write_report(args.run_dir)
-    return {"run_dir": str(args.run_dir.resolve()), "report": str(report), "rows": [row.to_dict() for row in rows]}
+    with opened(args.run_dir, writes=True) as folder:
+        rows = evaluate_folder(
+            folder, args.benchmark, args.path, args.split, systems, args.overrides, Console(width=120)
+        )
+        report = write_report(folder)
+    return {"run_dir": str(folder.resolve()), "report": str(report), "rows": [row.to_dict() for row in rows]}
 
 
 if __name__ == "__main__":

@@ -13,15 +13,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+STOPPED = 75
+"""Exit code of a run that was told to stop (SIGTERM, Ctrl-C) and did, with a checkpoint: the same command goes on.
+Not 0, since what retries jobs must not take it for finished. EX_TEMPFAIL of sysexits.h."""
+
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 2 bad input (the message says what to do), 130 interrupted, 1 anything else."""
+    """Exit codes: 0 finished, 75 stopped with a checkpoint, 2 bad input (the message says what to do), 130 interrupted,
+    1 anything else."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="YAML file")
     parser.add_argument("overrides", nargs="*", help="key=value changes")
     parser.add_argument("--resume", default="never", help="never, auto, or a checkpoint folder")
     args = parser.parse_intermixed_args(argv)
-    return report_errors(lambda: train(args.config, args.overrides, args.resume))
+    code = [0]
+
+    def body() -> dict[str, Any]:
+        result = train(args.config, args.overrides, args.resume)
+        code[0] = 0 if result["finished"] else STOPPED
+        return result
+
+    return report_errors(body) or code[0]
 
 
 def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any]:
@@ -29,7 +41,8 @@ def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any
     from rich.console import Console
 
     from memr1.config_file import load_config
-    from memr1.training.checkpoints import committed
+    from memr1.training.checkpoints import committed, load_state
+    from memr1.training.run import nothing_left
     from memr1.training.run import train as run
     from memr1.training.runlog import read_metrics
 
@@ -41,7 +54,7 @@ def train(config_file: Path, overrides: list[str], resume: str) -> dict[str, Any
     return {
         "run_dir": str(run_dir),
         "checkpoint": str(checkpoints[-1]) if checkpoints else None,
-        "finished": bool(lines) and lines[-1]["step"] >= sum(s.steps for s in config.stages),
+        "finished": bool(checkpoints) and nothing_left(config, load_state(checkpoints[-1])),
         "metrics": lines[-1] if lines else {},
     }
 

@@ -188,7 +188,7 @@ def table_name(benchmark: str, split: str, adversarial: bool, corrected: bool, o
 def evaluate_folder(
     run_dir: Path,
     benchmark: str,
-    path: Path | None,
+    path: str | Path | None,
     split: str,
     systems: Sequence[str],
     overrides: Sequence[str],

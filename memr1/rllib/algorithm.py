@@ -33,6 +33,7 @@ from memr1.rllib.placement import Node, cluster_nodes, ensure, reserve_learners,
 from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, by_collective, shares
 from memr1.rllib.telemetry import Telemetry
+from memr1.rllib.timeline import Timeline
 from memr1.storage import copy
 from memr1.training.checkpoints import adopt
 from memr1.training.loop import Trainer
@@ -168,6 +169,7 @@ class MemoryR1(Algorithm):
         self._set_up_metrics()
         self.step_metrics = {}
         self._telemetry = Telemetry(experiment.name)
+        self._timeline = Timeline(experiment.run_dir)
         self._bundles, self.env_runner_group = None, None
         try:
             self._bundles = reserve_learners(experiment, self.config.claims)
@@ -176,6 +178,8 @@ class MemoryR1(Algorithm):
             )
             self.pool = RayPool(
                 self.env_runner_group,
+                self._timeline.record,
+                parts_per_runner=experiment.rollout.parts_per_runner,
                 collective=by_collective(experiment, self.config.claims),
                 verify_weights=experiment.rollout.verify_weights,
             )
@@ -224,7 +228,8 @@ class MemoryR1(Algorithm):
         return config
 
     def _make_learners(self, role: str, policies: str | None) -> RayLearnerGroup:
-        return RayLearnerGroup(self.trainer.config, role, policies, self.config.claims, self._bundles)
+        config, record = self.trainer.config, self._timeline.record
+        return RayLearnerGroup(config, role, policies, self.config.claims, self._bundles, record)
 
     def _free_learners(self) -> None:
         if self._bundles is not None:
@@ -247,6 +252,7 @@ class MemoryR1(Algorithm):
         self._take_in_runners()
         self.step_metrics = self.trainer.step()
         pool = self.pool
+        self._timeline.end_step(self.trainer.state.step, self.step_metrics)
         self._telemetry.publish(self.trainer.state.step, self.step_metrics, pool.num_ready, pool.size, pool.last_busy)
         for name in logged - set(self.step_metrics):
             # a stage without rollouts must not show the rewards of the last one

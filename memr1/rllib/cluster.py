@@ -10,6 +10,7 @@ import threading
 import time
 from typing import Any
 
+import psutil
 import ray
 
 from memr1.errors import MemR1Error
@@ -38,6 +39,12 @@ def connect() -> bool:
         if main and handler is not None:
             signal.signal(signal.SIGTERM, handler)
     return True
+
+
+def interface_of(address: str) -> str | None:
+    """Name of the network device of this machine that has an IP address, or None."""
+    devices = psutil.net_if_addrs().items()
+    return next((name for name, given in devices if any(a.address == address for a in given)), None)
 
 
 def _connect(address: str | None) -> None:

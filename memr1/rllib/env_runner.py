@@ -17,6 +17,7 @@ import ray
 from ray.rllib.env.env_runner import EnvRunner
 
 from memr1.config import Config
+from memr1.rllib.placement import check_shared
 from memr1.rollout.engine import WeightUpdate, chunks
 from memr1.rollout.runner import Play, Runner
 from memr1.training.watchdog import watched
@@ -36,6 +37,8 @@ class Answer:
     """How long the call took in the runner."""
     node: str = ""
     """IP address of the runner's node."""
+    clock: float = 0.0
+    """What the clock of that node said, in seconds since 1970; with the answer to `arm` only."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class DialogueEnvRunner(EnvRunner):
     def __init__(self, *, config: Any, **kwargs: Any) -> None:
         """config: a `MemoryR1Config` that carries an experiment."""
         super().__init__(config=config, **kwargs)
+        check_shared(config.memr1, f"runner {self.worker_index}")
         self.runner = Runner(_for_this_process(config.memr1, config.claims.runners_per_node))
         self._token: str | None = None
         self._node = ray.util.get_node_ip_address()
@@ -84,7 +88,7 @@ class DialogueEnvRunner(EnvRunner):
             for shipment in shipments:
                 self.runner.load_weights(shipment.receive())
             self._token = token
-            return Answer(self.runner.weight_versions())
+            return Answer(self.runner.weight_versions(), node=self._node, clock=time.time())
         except Exception as error:
             return Answer(error=_portable(error))
 

@@ -21,8 +21,10 @@ from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
 from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
-from memr1.rllib.placement import in_bundle
+from memr1.rllib.cluster import interface_of
+from memr1.rllib.placement import check_shared, in_bundle
 from memr1.rllib.resources import Shares
+from memr1.rllib.timeline import Span
 from memr1.training.watchdog import watched
 
 START_TIMEOUT_S = 1800.0
@@ -51,12 +53,16 @@ class LearnerActor:
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def node(self) -> str:
-        """IP address of this node, for messages."""
+        """IP address of this node."""
         return ray.util.get_node_ip_address()
 
     def start(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> None:
         """Build the learner; returns when all ranks have met."""
+        check_shared(config, f"learner {self.rank}")
         self.watch = (config.stuck_after_s, config.run_dir)
+        # gloo would listen where the host's name leads to, which on many machines is the loopback device
+        if device := interface_of(ray.util.get_node_ip_address()):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", device)
         self.learner = DeepSpeedLearner(config, role, weights_folder, rendezvous)
 
     def call(self, method: str, *args: Any) -> Any:
@@ -79,10 +85,18 @@ class RayLearnerGroup:
     """All ranks of a stage's learner, each in an actor."""
 
     def __init__(
-        self, config: Config, role: str, weights_folder: str | None, shares: Shares, bundles: Any = None
+        self,
+        config: Config,
+        role: str,
+        weights_folder: str | None,
+        shares: Shares,
+        bundles: Any = None,
+        record: Callable[[Span], None] = lambda span: None,
     ) -> None:
         """weights_folder: must be on storage that every node sees. bundles: a placement group with one for each rank
-        (`reserve_learners`); the ranks go anywhere without."""
+        (`reserve_learners`); the ranks go anywhere without. record: told of everything that a rank has done."""
+        self._record = record
+        self._nodes: list[str] = []
         self.timeout_s = config.learner.collective_timeout_s
         size = config.learner.num_learners
         options: dict[str, Any] = {"num_cpus": shares.learner_cpus, "num_gpus": shares.learner_gpus, "max_restarts": 0}
@@ -92,6 +106,7 @@ class RayLearnerGroup:
         ]
         try:
             address, port = self._get([self.actors[0].address.remote()], "start", START_TIMEOUT_S)[0]
+            self._nodes = self._get([a.node.remote() for a in self.actors], "start", START_TIMEOUT_S)
             folder = None if weights_folder is None else os.path.abspath(weights_folder)
             references = [
                 a.start.remote(config, role, folder, Rendezvous(rank, size, address, port))
@@ -185,6 +200,8 @@ class RayLearnerGroup:
         rank raised otherwise.
         """
         pending = list(references)
+        ranks = {reference: rank for rank, reference in enumerate(references)}
+        began, clock = time.monotonic(), time.time()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         failed = False
         while pending:
@@ -192,6 +209,9 @@ class RayLearnerGroup:
             ready, pending = ray.wait(pending, num_returns=1, timeout=left)
             if not ready:
                 break
+            for reference in ready if self._nodes else ():
+                rank = ranks[reference]
+                self._record(Span(f"learner {rank}", self._nodes[rank], what, clock, time.monotonic() - began))
             if deadline is None:
                 deadline = time.monotonic() + self.timeout_s
             if not failed and any(_failed(r) for r in ready):

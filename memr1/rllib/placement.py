@@ -14,6 +14,7 @@ from typing import Any
 from memr1.config import Config
 from memr1.errors import MemR1Error
 from memr1.rllib.resources import Shares
+from memr1.storage import url_of
 
 SETTLE_S = 20.0
 """Ray takes a moment to count what actors of a run before have given back."""
@@ -164,6 +165,17 @@ def _refusal(wanted: Sequence[Actor], without: Sequence[Actor], nodes: Sequence[
         "Lower rollout.num_runners or learner.num_learners, claim less (placement.runners.gpus=0.2), change "
         "placement.strategy or the labels, or wait for nodes with placement.wait_s=600"
     )
+
+
+def check_shared(config: Config, actor: str) -> None:
+    """MemR1Error in an actor whose node does not see the run folder: its part of a checkpoint would be lost."""
+    import ray
+
+    if url_of(config.run_dir) is None and not (config.run_dir / "config.yaml").is_file():
+        raise MemR1Error(
+            f"output: {actor} on {ray.util.get_node_ip_address()} does not see {config.run_dir}, which the driver "
+            "made; set output to a folder on storage that every node mounts at the same path, or to a bucket (s3://...)"
+        )
 
 
 def _ask_autoscaler(wanted: Sequence[Actor]) -> None:

@@ -6,7 +6,6 @@ plays what, that a part whose runner died is played again, and that nobody plays
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import secrets
@@ -19,14 +18,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayError
 
 from memr1.errors import MemR1Error
+from memr1.rllib.dispatch import MAX_LOSSES, Dispatch, split
 from memr1.rllib.env_runner import Answer, Shipment
+from memr1.rllib.timeline import Span
 from memr1.rollout.channel import Manifest, Meeting
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import check_acknowledged
-from memr1.rollout.runner import ROLES, Play
+from memr1.rollout.runner import ROLES
 
 if TYPE_CHECKING:
     from ray.rllib.env.env_runner_group import EnvRunnerGroup
@@ -48,8 +49,8 @@ CHUNK_BYTES = 256 * 2**20
 """Weights travel in parts of this size: a full model as one object would need as much free memory in one piece."""
 STRAGGLER = 2.0
 """A runner that plays for this many times the median of all is reported by name."""
-MAX_LOSSES = 5
-"""Runners that may be lost during one call before the call fails: something kills them."""
+CLOCKS_APART_S = 5.0
+"""Clocks of nodes that are further apart are reported. Nothing is decided by them."""
 
 T = TypeVar("T")
 Call = tuple[str, Sequence[Any], Mapping[str, Any]]
@@ -76,9 +77,18 @@ class RayPool:
     Raises MemR1Error when runners cannot be started or keep dying; an error raised inside a runner comes out as it is.
     """
 
-    def __init__(self, group: EnvRunnerGroup, *, collective: bool = False, verify_weights: bool = True) -> None:
-        """collective: whether `broadcast` may be used. verify_weights: with a checksum."""
-        self._group = group
+    def __init__(
+        self,
+        group: EnvRunnerGroup,
+        record: Callable[[Span], None] = lambda span: None,
+        *,
+        parts_per_runner: int = 1,
+        collective: bool = False,
+        verify_weights: bool = True,
+    ) -> None:
+        """record: told of everything that a runner has done. parts_per_runner: see the configuration. collective:
+        whether `broadcast` may be used. verify_weights: with a checksum."""
+        self._group, self._record, self._parts_per_runner = group, record, parts_per_runner
         self._collective, self._checked = collective, verify_weights
         self._channel: Channel | None = None
         self._manager: FaultTolerantActorManager = group._worker_manager
@@ -102,31 +112,14 @@ class RayPool:
     # -- RunnerPool ---------------------------------------------------------------------------------------------
 
     def map(self, method: str, items: Sequence[Any], **kwargs: Any) -> list[Any]:
-        """See `RunnerPool.map`. Items are split in contiguous parts, one per runner; rollouts of one task stay
-        together, since they share their prompt."""
-        pending = dict(enumerate(split(items, len(self.ready()))))
-        expected = {i: len(part) for i, part in pending.items()}
-        done: dict[int, list[Any]] = {}
-        losses = 0
+        """See `RunnerPool.map`. Items are cut in contiguous parts, one for each runner or, where they are played,
+        `parts_per_runner`; whoever is free takes the next one, see `memr1.rllib.dispatch`."""
+        parts = split(items, len(self.ready()) * (self._parts_per_runner if method == "play" else 1))
         began = time.monotonic()
-        while pending:
-            assigned = dict(zip(self.ready(), pending, strict=False))
-            answers = self._call({r: (method, (pending[i],), kwargs) for r, i in assigned.items()}, CALL_TIMEOUT_S)
-            losses += len(assigned) - len(answers)
-            if losses > MAX_LOSSES:
-                raise MemR1Error(
-                    f"{losses} runners died during one call of {method}; look for their reason in the logs of Ray "
-                    "(often memory: fewer rollout.num_runners, or a smaller rollout.max_tokens_per_batch)"
-                )
-            for runner, value in answers.items():
-                part = assigned[runner]
-                del pending[part]
-                done[part] = list(value)
-                if method == "play" and len(done[part]) != expected[part]:
-                    raise RuntimeError(f"runner {runner} played {len(done[part])} of {expected[part]} rollouts")
+        results = Dispatch(self, method, kwargs, CALL_TIMEOUT_S).run(parts)
         if method == "play":
             self._wall += time.monotonic() - began
-        return [result for part in sorted(done) for result in done[part]]
+        return results
 
     def first(self, method: str, *args: Any) -> Any:
         """See `RunnerPool.first`. Path arguments must be absolute or mean the same on every node."""
@@ -265,9 +258,18 @@ class RayPool:
         if not wanted:
             return []
         arguments = {"token": self._token, "shipments": list(self._weights.values())}
+        began = time.time()
         answers = self._send(
             {i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s"
         )
+        for i, answer in answers.items():
+            apart = answer.clock - min(max(answer.clock, began), time.time())
+            if abs(apart) > CLOCKS_APART_S:
+                _log.warning(
+                    "runner %d: the clock of %s is %.0f s %s the driver's, and times in logs and metrics do not fit "
+                    "together; set the clocks of all nodes by NTP",
+                    *(i, answer.node, abs(apart), "ahead of" if apart > 0 else "behind"),
+                )
         self._unarmed -= set(answers)
         self._processes.update(list(answers))
         self.returned += [i for i in answers if self._processes[i] > 1]
@@ -294,13 +296,50 @@ class RayPool:
             for i, (method, args, kwargs) in calls.items()
         }
         methods = {method for method, _, _ in calls.values()}
+        clock = time.time()
         answers = self._send(sent, timeout_s, f"did not answer {', '.join(methods)} within {timeout_s:.0f} s")
-        # Ray may have started a new process in a dead one's place before anybody noticed
-        self._unarmed |= {i for i, a in answers.items() if not a.armed}
-        for i, a in answers.items():
-            if a.armed and methods == {"play"}:
-                self._busy[i, a.node] += a.seconds
+        for i, answer in answers.items():
+            self._note(i, calls[i][0], clock, answer)
         return {i: a.value for i, a in answers.items() if a.armed}
+
+    def free(self) -> list[int]:
+        """Ids of runners that were alive when they were last asked, and hold the current weights."""
+        return [i for i in self._manager.healthy_actor_ids() if i not in self._unarmed]
+
+    @property
+    def missing(self) -> bool:
+        """Whether a runner is alive that has no weights yet."""
+        return bool(self._unarmed & set(self._manager.healthy_actor_ids()))
+
+    def send(self, runner: int, method: str, part: list[Any], kwargs: Mapping[str, Any]) -> ray.ObjectRef:
+        """Begin a call of one runner, to be taken in by `receive`."""
+        call = {"token": self._token, "method": method, "args": (part,), "kwargs": dict(kwargs)}
+        reference: ray.ObjectRef = self._manager.actors()[runner].call.remote(**call)
+        return reference
+
+    def receive(self, runner: int, method: str, clock: float, reference: ray.ObjectRef) -> Answer | None:
+        """The answer to a call that has ended; None when the runner was lost. clock: when it was sent."""
+        try:
+            answer: Answer = ray.get(reference)
+        except RayError as error:
+            self._lost(runner, error)
+            return None
+        self._note(runner, method, clock, answer)
+        return answer
+
+    def give_up(self, runner: int, why: str) -> None:
+        """Have Ray start a runner anew that takes too long."""
+        self._lost(runner, TimeoutError(why))
+        ray.kill(self._manager.actors()[runner], no_restart=False)
+
+    def _note(self, runner: int, method: str, clock: float, answer: Answer) -> None:
+        """Take down what a runner did, or that a new process has taken its place before anybody noticed."""
+        if not answer.armed:
+            self._unarmed.add(runner)
+            return
+        self._record(Span(f"runner {runner}", answer.node, method, clock, answer.seconds))
+        if method == "play":
+            self._busy[runner, answer.node] += answer.seconds
 
     def _send(self, calls: Mapping[int, tuple[str, dict[str, Any]]], timeout_s: float, late: str) -> dict[int, Answer]:
         ids = list(calls)
@@ -320,8 +359,7 @@ class RayPool:
             else:
                 self._lost(result.actor_id, result.get())
         for i in set(ids) - heard:
-            self._lost(i, TimeoutError(late))
-            ray.kill(self._manager.actors()[i], no_restart=False)
+            self.give_up(i, late)
         for i, answer in answers.items():
             if answer.error is not None:
                 answer.error.add_note(f"(runner {i})")
@@ -337,11 +375,3 @@ class RayPool:
         self._manager.set_actor_state(runner, healthy=False)
         self._unarmed.add(runner)
         self.replaced += 1
-
-
-def split(items: Sequence[Any], parts: int) -> list[list[Any]]:
-    """At most `parts` contiguous, about equal, non-empty parts in order; plays of one task are never separated."""
-    keyed = [(item.task.id if isinstance(item, Play) else i, item) for i, item in enumerate(items)]
-    groups = [[item for _, item in group] for _, group in itertools.groupby(keyed, key=lambda pair: pair[0])]
-    cuts = [len(groups) * k // parts for k in range(parts + 1)]
-    return [list(itertools.chain(*groups[a:b])) for a, b in itertools.pairwise(cuts) if a < b]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import ray
@@ -16,8 +17,12 @@ from memr1.training.runlog import RunLog
 
 _log = logging.getLogger(__name__)
 
-MAX_RESTARTS = 2
-"""Times that a session starts a lost learner group anew from the newest checkpoint."""
+MAX_RESTARTS = 5
+"""Times in a row that a lost learner group is started anew from the newest checkpoint and does not get further than the
+one before it."""
+WAIT_S = 10.0
+"""Longer by so much before each further one: Ray takes a while to notice that a node is dead, and places learners there
+until then."""
 
 
 class RaySession:
@@ -27,6 +32,7 @@ class RaySession:
         """log: closed here and reopened by the algorithm, which owns it from then on."""
         self._connected = connect()
         self.restarts = 0
+        """Learner groups started anew so far."""
         log.close()
         try:
             builder = MemoryR1Config().experiment(config, resume="never" if resume is None else str(resume))
@@ -42,21 +48,24 @@ class RaySession:
     def step(self) -> dict[str, float]:
         """One optimizer step. When learners are lost, go back to the newest checkpoint and catch up first."""
         target = self.trainer.state.step + 1
+        losses = 0
         while True:
             try:
                 self.algorithm.train()
             except LearnersLost as error:
-                self._restart_learners(error)
+                losses += 1
+                self._restart_learners(error, losses)
                 continue
             if self.trainer.state.step >= target:
                 return self.algorithm.step_metrics
 
-    def _restart_learners(self, error: LearnersLost) -> None:
+    def _restart_learners(self, error: LearnersLost, losses: int) -> None:
         checkpoints = committed(self.trainer.config.run_dir)
-        if self.restarts >= MAX_RESTARTS or not checkpoints:
+        if losses > MAX_RESTARTS or not checkpoints:
             raise error
         self.restarts += 1
         _log.warning("learners lost, going back to %s: %s", checkpoints[-1].name, error)
+        time.sleep(WAIT_S * (losses - 1))
         self.trainer.resume_from(checkpoints[-1])
 
     def close(self) -> None:

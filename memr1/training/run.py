@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import shutil
 import signal
 import time
@@ -17,9 +16,9 @@ from rich.console import Console
 from memr1.config import Config
 from memr1.config_file import load_config, to_yaml
 from memr1.errors import MemR1Error
-from memr1.memory.owner import FileOwner
-from memr1.storage import Lease, exists, pull, push, url_of
+from memr1.storage import exists, pull, push
 from memr1.training.checkpoints import TrainState, committed, discard, load_state
+from memr1.training.folders import make_folder, owned
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
 from memr1.training.runlog import RunLog, machine_info
@@ -37,6 +36,7 @@ FREE_TO_CHANGE = (
     "stuck_after_s",
     "learner.num_learners",
     "rollout.num_runners",
+    "rollout.parts_per_runner",
     "rollout.max_tokens_per_batch",
     "rollout.weight_transfer",
     "model.threads",
@@ -92,7 +92,7 @@ def _train(config: Config, resume: str, console: Console) -> Path:
 
     run_dir = config.run_dir
     checkpoint = prepare_folder(config, resume)
-    if checkpoint is not None and _nothing_left(config, load_state(checkpoint)):
+    if checkpoint is not None and nothing_left(config, load_state(checkpoint)):
         console.print(
             f"{run_dir}: the run is finished and evaluated already; report: {write_report(run_dir)}", **_PLAIN
         )
@@ -120,39 +120,8 @@ def _train(config: Config, resume: str, console: Console) -> Path:
     return run_dir
 
 
-@contextmanager
-def owned(run_dir: Path) -> Iterator[None]:
-    """Hold a run folder: a second program that wants to train there is refused with the first one's name.
-
-    The lock is the operating system's, so it ends with its process; over NFS (version 4) it holds between nodes. A run
-    on an object store has a lease there as well.
-    """
-    make_folder(run_dir)
-    owner = FileOwner(
-        run_dir / "run",
-        os.environ.get("MEMR1_JOB", "memr1 train"),  # a job's submission id, from rayjobs/submit.py
-        refusal="{} trains here; wait for it or stop it, or set another `name`",
-    )
-    try:
-        lease = None if url_of(run_dir) is None else Lease(run_dir, owner.holder)
-        try:
-            yield
-        finally:
-            if lease is not None:
-                lease.release()
-    finally:
-        owner.release()
-
-
-def make_folder(run_dir: Path) -> None:
-    """Make a run folder. Raises MemR1Error where that cannot be done."""
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MemR1Error(f"{run_dir}: the run folder cannot be made: {error}; set `output` elsewhere") from error
-
-
-def _nothing_left(config: Config, state: TrainState) -> bool:
+def nothing_left(config: Config, state: TrainState) -> bool:
+    """Whether all stages are through, and evaluated where that is asked for."""
     from memr1.evaluation.evaluate import is_evaluated
 
     return state.stage >= len(config.stages) and (not config.evaluation.at_end or is_evaluated(config, state))

@@ -202,6 +202,40 @@ def test_a_store_that_refuses_is_named_with_what_to_check(store, monkeypatch):
     storage._filesystem.cache_clear()
 
 
+def test_a_run_is_viewed_and_reported_by_its_url_while_somebody_trains_it_and_not_evaluated(store, monkeypatch):
+    from typer.testing import CliRunner
+
+    from memr1 import cli
+    from tests.unit.synthetic_run import write_run
+
+    for name in ("RENEW_S", "SETTLE_S"):
+        monkeypatch.setattr(storage, name, 0.2)
+    write_run(store)
+    (store / "config.yaml").write_text("name: some\n")
+    storage.push(store)
+    url = storage.url_of(store)
+    lease = storage.Lease(store, {"name": "nightly", "pid": 1, "host": "one"})
+    try:
+        before = objects(store)
+        shown = CliRunner().invoke(cli.app, ["view", url], input="q\n")
+        assert shown.exit_code == 0 and "Where does Ada live?" in shown.output, shown.output
+        made = CliRunner().invoke(cli.app, ["report", url])
+        assert made.exit_code == 0 and Path(made.output.strip()).is_file()
+        with pytest.raises(MemR1Error, match=r"nightly \(process 1 on one\) trains here; wait for it or stop it"):
+            CliRunner().invoke(cli.app, ["eval", url], catch_exceptions=False)
+        assert objects(store) == before
+    finally:
+        lease.release()
+    with pytest.raises(MemR1Error, match=f"{url}x: no run there"):
+        CliRunner().invoke(cli.app, ["view", f"{url}x"], catch_exceptions=False)
+
+
+def test_a_clock_that_the_store_does_not_accept_is_named(store, monkeypatch):
+    skewed = "AWS Error UNKNOWN (HTTP status 403): RequestTimeTooSkewed: The difference between the request time and"
+    with pytest.raises(MemR1Error, match="this machine's clock is wrong; set it by NTP"), storage.said(store):
+        raise OSError(skewed)
+
+
 def test_a_dataset_is_read_from_the_store_and_fetched_again_when_it_changed(store, tmp_path):
     fs, _ = storage._store(store)
     url = f"s3://runs/{tmp_path.name}.jsonl"
@@ -220,11 +254,15 @@ def test_a_run_goes_on_from_the_store_on_another_machine_as_if_nothing_had_happe
     config = tmp_path / "tiny.yaml"
     config.write_text(TINY.replace("MODEL", str(tiny_random)))
 
-    def train(cache: str, *overrides: str) -> None:
+    def memr1(cache: str, *arguments: str) -> str:
         env = os.environ | server | {"MEMR1_CACHE": str(tmp_path / cache)}
-        command = [str(BIN / "memr1"), "train", str(config), *overrides, "--resume", "auto"]
+        command = [str(BIN / "memr1"), *arguments]
         done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def train(cache: str, *overrides: str) -> None:
+        memr1(cache, "train", str(config), *overrides, "--resume", "auto")
 
     def losses(path: Path) -> list[Any]:
         return [json.loads(line)["learner/loss"] for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -240,3 +278,14 @@ def test_a_run_goes_on_from_the_store_on_another_machine_as_if_nothing_had_happe
     train("two", bucket)
     place = tmp_path / "two" / "remote" / "s3:" / "runs" / tmp_path.name / "tiny"
     assert losses(place) == losses(tmp_path / "tiny") and len(losses(place)) == 4
+
+    # evaluated on a third machine, which has nothing but the URL; a fourth sees the table
+    url = f"{bucket.removeprefix('output=')}/tiny"
+    evaluated = memr1("three", "eval", url, "--systems", "trained", "--set", "evaluation.num_worlds=1")
+    assert "trained: em_set" in evaluated
+    report = Path(memr1("four", "report", url).split()[-1])
+    assert report.parent == tmp_path / "four" / "copies" / "s3:" / "runs" / tmp_path.name / "tiny"
+    assert "num_worlds=1" in report.read_text()
+    weights = tmp_path / "out" / "answerer" / "adapter_model.safetensors"
+    memr1("four", "export", url, "--to", str(tmp_path / "out"))
+    assert weights.stat().st_size > 1000

@@ -13,6 +13,7 @@ import pytest
 from memr1.learner.deepspeed_learner import UpdateSettings
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.rllib.resources import Shares
+from memr1.training.run import prepare_folder
 
 HALF = Shares(runner_cpus=0.5, runner_gpus=0.0, learner_cpus=0.5, learner_gpus=0.0, runners_per_node=1)
 
@@ -34,6 +35,7 @@ def train(
 ) -> tuple[dict[str, np.ndarray], list[float]]:
     from memr1.rllib.learner_group import RayLearnerGroup
 
+    prepare_folder(config, "auto")
     group = RayLearnerGroup(config, "answerer", None, HALF)
     try:
         losses = []
@@ -92,6 +94,7 @@ def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, ma
     batch = sequences(3)
     plan = plan_microbatches(batch, num_ranks=2, max_tokens_per_microbatch=64, pad_id=0)
     settings = UpdateSettings("grpo", 1e-3, plan.trained_tokens, plan.trained_sequences, temperature=1.0)
+    prepare_folder(config, "auto")
     group = RayLearnerGroup(config, "answerer", None, HALF)
     stopped = 0
     try:
@@ -116,8 +119,10 @@ def test_an_error_of_a_rank_comes_out_as_it_is(ray_cluster, make_config, tmp_pat
     from memr1.errors import MemR1Error
     from memr1.rllib.learner_group import RayLearnerGroup
 
+    config = make_config(tmp_path)
+    prepare_folder(config, "auto")
     with pytest.raises(MemR1Error, match="nothing"):
-        RayLearnerGroup(make_config(tmp_path), "answerer", str(tmp_path / "nothing"), HALF)
+        RayLearnerGroup(config, "answerer", str(tmp_path / "nothing"), HALF)
 
 
 def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different(ray_cluster, make_config, tmp_path):

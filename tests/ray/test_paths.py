@@ -16,7 +16,9 @@ from fsspec.implementations.dirfs import DirFileSystem
 from ray.rllib.algorithms.algorithm import Algorithm
 
 from memr1 import storage
+from memr1.errors import MemR1Error
 from memr1.rllib.algorithm import OWN_CHECKPOINT, MemoryR1, MemoryR1Config
+from memr1.rllib.env_runner import DialogueEnvRunner
 
 
 def test_runners_are_made_from_paths_that_do_not_hang_on_the_working_directory(make_config, tmp_path, monkeypatch):
@@ -35,6 +37,19 @@ def test_runners_are_made_from_paths_that_do_not_hang_on_the_working_directory(m
     assert algorithm.config.memr1 is config, "the frozen configuration is as it was"
     algorithm.config = MemoryR1Config().experiment(replace(config, data=replace(config.data, cache="kept")))
     assert algorithm._for_runners(algorithm._experiment()).memr1.cache_dir == tmp_path / "kept"
+
+
+def test_a_node_that_does_not_see_the_run_folder_is_named_with_what_to_do(make_config, tmp_path):
+    from memr1.learner.engine import Rendezvous
+    from memr1.rllib.learner_group import LearnerActor
+
+    config = make_config(tmp_path)
+    with pytest.raises(
+        MemR1Error, match=r"output: learner 1 on \S+ does not see .*every node mounts .* or to a bucket"
+    ):
+        LearnerActor(1).start(config, "answerer", None, Rendezvous(1, 2))
+    with pytest.raises(MemR1Error, match=r"output: runner 3 on "):
+        DialogueEnvRunner(config=MemoryR1Config().experiment(config), worker_index=3)
 
 
 def test_rllib_s_checkpoint_of_a_run_on_a_store_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

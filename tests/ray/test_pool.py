@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -176,6 +177,23 @@ def test_a_runner_that_dies_in_any_other_phase_is_replaced_and_the_phase_complet
     if phase == "save_policies":
         saved = tmp_path / "saved" / "answerer" / "adapter_model.safetensors"
         assert saved.read_bytes() == (tmp_path / "before" / "answerer" / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("apart", "said"), [(100.0, "100 s behind"), (-100.0, "100 s ahead of")])
+def test_clocks_that_are_apart_are_reported_with_the_node(pool, monkeypatch, caplog, apart, said):
+    from memr1.rllib import pool as pool_module
+
+    driver = SimpleNamespace(time=lambda: time.time() + apart, monotonic=time.monotonic, sleep=time.sleep)
+    monkeypatch.setattr(pool_module, "time", driver)
+    pool._unarmed.add(1)
+    pool.ready()
+    assert f"is {said} the driver's" in caplog.text and "set the clocks of all nodes by NTP" in caplog.text
+    assert "runner 1:" in caplog.text and "runner 2:" not in caplog.text
+    caplog.clear()
+    monkeypatch.undo()
+    pool._unarmed.add(1)
+    pool.ready()
+    assert "clock" not in caplog.text
 
 
 def test_an_error_in_a_runner_comes_out_as_it_is_and_ends_no_runner(pool, tmp_path):

@@ -55,6 +55,18 @@ def test_an_address_without_a_cluster_is_told_at_once(make_config, tmp_path):
     assert f"memr1: RAY_ADDRESS=127.0.0.1:{port}: nothing answers there" in done.stderr
 
 
+@pytest.mark.parametrize("token", ["0" * 64, None])
+def test_a_wrong_or_missing_token_is_told_with_what_to_set(ray_cluster, make_config, tmp_path, token):
+    make_config(tmp_path)
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+    env |= {"RAY_ADDRESS": ray_cluster} | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
+    command = [str(BIN / "memr1"), "train", str(tmp_path / "tiny.yaml"), f"output={tmp_path}"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 2, done.stderr
+    assert f"memr1: RAY_ADDRESS={ray_cluster}: " in done.stderr
+    assert "RAY_AUTH_MODE and RAY_AUTH_TOKEN" in done.stderr
+
+
 @pytest.mark.timeout(330)
 def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_config, tmp_path):
     pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")

@@ -7,7 +7,7 @@ import pytest
 from memr1.config import Config, LearnerConfig, ModelConfig, RolloutConfig
 from memr1.envs.answering import AnswerTask
 from memr1.errors import MemR1Error
-from memr1.rllib.pool import split
+from memr1.rllib.dispatch import split
 from memr1.rllib.resources import shares
 from memr1.rollout.runner import Play
 

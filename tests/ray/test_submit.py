@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from memr1.training.run import owned
+from memr1.training.folders import owned
 from tests.ray.programs import BIN, ROOT, end, reachable, wait_until
 
 SUBMIT = [sys.executable, str(ROOT / "rayjobs" / "submit.py")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import urllib.request
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from memr1.rllib.timeline import FILE, REQUEST, busy
 from memr1.training.checkpoints import committed
 from memr1.training.run import prepare_folder
 from memr1.training.runlog import RunLog, read_metrics
@@ -52,7 +54,19 @@ def test_a_run_of_one_process_goes_on_with_two_ranks_as_if_it_had_gone_on_alone(
     try:
         session.step()
         assert len(session.trainer.learners.actors) == 2
+        (wider.run_dir / REQUEST).write_text("asked")
         session.step()
+        told = json.loads((wider.run_dir / FILE).read_text())
+        assert told["request"] == "asked" and not (wider.run_dir / REQUEST).exists()
+        rows = {row.process: row for row in busy(told["traceEvents"])}
+        assert list(rows) == ["driver", "learner 0", "learner 1", "runner 1"]
+        assert set(rows["driver"].seconds) == {"setup", "rollout", "update", "sync"}
+        assert {"start", "update", "weights"} <= set(rows["learner 1"].seconds)
+        assert rows["runner 1"].seconds["load_weights"] > 0
+        for e in (e for e in told["traceEvents"] if e["name"] == "update"):
+            (whole,) = (d for d in told["traceEvents"] if d["name"] == "update" and d["args"]["process"] == "driver"
+                        and d["args"]["step"] == e["args"]["step"])  # fmt: skip
+            assert whole["ts"] - 1e5 <= e["ts"] and e["ts"] + e["dur"] <= whole["ts"] + whole["dur"] + 1e5
         assert scraped("ray_memr1_step", 60) == {"moved": 4.0}
         phases = scraped("ray_memr1_phase_seconds", 10, "phase")
         assert set(phases) == {"setup", "rollout", "update", "sync"}

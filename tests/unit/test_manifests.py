@@ -103,6 +103,8 @@ KINDS: dict[str, Any] = {
     },
 }
 REQUIRED = {
+    "headGroupSpec": ("rayStartParams", "template"),
+    "workerGroupSpecs": ("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
     "RayCluster": ("rayVersion", "headGroupSpec"),
     "RayJob": ("entrypoint",),
     "RayCronJob": ("schedule", "jobTemplate"),
@@ -162,8 +164,13 @@ def check_object(item: dict[str, Any], where: str) -> None:
     assert item["apiVersion"] == expected, where
     check_model(item["metadata"], "V1ObjectMeta", f"{where}.metadata")
     check(item["spec"], schema["spec"], f"{where}.spec")
-    for field in REQUIRED[kind]:
-        assert field in item["spec"], f"{where}.spec.{field} is missing"
+    groups = [("headGroupSpec", g) for g in find(item, "headGroupSpec")]
+    groups += [("workerGroupSpecs", g) for found in find(item, "workerGroupSpecs") for g in found]
+    for name, value in [(kind, item["spec"]), *groups]:
+        for field in REQUIRED[name]:
+            assert field in value, f"{where}: {name}.{field} is missing"
+    for mode in find(item, "submissionMode"):
+        assert mode in ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"), where
     return None
 
 
@@ -203,6 +210,7 @@ def test_every_kubernetes_object_fits_its_schema():
     [
         (lambda c: c["spec"].update(rayVersoin="1"), "rayVersoin: no such field"),
         (lambda c: c["spec"]["workerGroupSpecs"][0].update(replicas="2"), "replicas: expected"),
+        (lambda c: c["spec"]["workerGroupSpecs"][0].pop("maxReplicas"), "workerGroupSpecs.maxReplicas is missing"),
         (lambda c: c["spec"]["headGroupSpec"]["template"]["spec"].update(container=[]), "V1PodSpec has no such field"),
         (
             lambda c: c["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["securityContext"].update(
@@ -291,12 +299,28 @@ def test_entry_points_and_their_arguments_are_what_the_programs_take(monkeypatch
         if script == "rayjobs/train.py":
             config, *overrides = [a for a in arguments if "=" in a or a.endswith(".yaml")]
             assert load_config(ROOT / config, overrides).output.startswith("/shared")
+    hooks = [h["exec"]["command"] for _, item in all_objects() for h in find(item, "preStop")]
+    assert len(hooks) == 2, "the heads of RayCluster and RayJob"
+    assert all(hook == ["python", f"{HOME_IN_IMAGE}/rayjobs/preempt.py"] for hook in hooks)
+    assert (ROOT / "rayjobs" / "preempt.py").is_file()
     sbatch = (CLUSTER / "slurm" / "train.sbatch").read_text()
     for script in re.findall(r"rayjobs/\w+\.py", sbatch):
         assert (ROOT / script).is_file()
     override = re.search(r"\"\$@\" (\S+=\S+) --resume", sbatch)
     assert override is not None
     load_config(ROOT / "configs" / "train_local.yaml", [override[1]])
+
+
+def test_a_head_has_time_to_save_before_it_goes():
+    for _, item in all_objects():
+        for spec in pods(item):
+            if any(c["name"] == "ray-head" and "lifecycle" in c for c in spec["containers"]):
+                assert spec["terminationGracePeriodSeconds"] >= 150 + 20  # what preempt.py waits, and Ray's own end
+    wait = re.search(r'"--wait-s", type=float, default=([\d.]+)', (ROOT / "rayjobs" / "preempt.py").read_text())
+    assert wait is not None and float(wait[1]) == 150
+    sbatch = (CLUSTER / "slurm" / "train.sbatch").read_text()
+    assert '"$code" -eq 75 ] && scontrol requeue' in sbatch
+    assert re.search(r"^STOPPED = 75$", (ROOT / "rayjobs" / "train.py").read_text(), re.MULTILINE)
 
 
 def test_the_service_has_time_to_start_and_to_stop():

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from memr1.errors import MemR1Error
-from memr1.training.run import owned
+from memr1.training.folders import owned
 
 ROOT = Path(__file__).resolve().parents[2]
 

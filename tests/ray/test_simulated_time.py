@@ -1,0 +1,88 @@
+"""The real loop and pool over many runners in simulated time (benchmarks/simulated_cluster.py); no cluster, no model.
+
+Not covered: what Ray itself does; that is in test_pool.py, with two real runners.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memr1.rollout.runner import Play
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import controller
+
+    return controller
+
+
+def played(controller: Any, folder: Path, scenario: Any) -> tuple[list[Any], float, Any]:
+    """All groups of a scenario played once: trajectories, simulated seconds, and the pool."""
+    with controller.simulated(scenario, folder) as (trainer, pool, clock):
+        trainer._prepare_tasks()
+        tasks = [t.playable for t in trainer.tasks[: scenario.prompts]]
+        assert len(tasks) == scenario.prompts
+        plays = [Play(task, 100 * n + m) for n, task in enumerate(tasks) for m in range(8)]
+        began = clock.monotonic()
+        trajectories = pool.map("play", plays, reward="em_set", temperature=1.0)
+        return trajectories, clock.monotonic() - began, pool
+
+
+def same(a: list[Any], b: list[Any]) -> bool:
+    return [(t.task_id, t.seed, t.reward) for t in a] == [(t.task_id, t.seed, t.reward) for t in b]
+
+
+def test_a_slow_runner_is_named_with_its_node_and_the_waiting_of_the_others_is_counted(controller, tmp_path, caplog):
+    scenario = controller.Scenario(8, prompts=32, stragglers=1 / 8, slower=4.0)
+    with caplog.at_level(logging.WARNING):
+        _, seconds, pool = played(controller, tmp_path, scenario)
+        balance = pool._balance()
+    busiest = max(pool.last_busy, key=lambda key: pool.last_busy[key])
+    assert f"runner {busiest[0]} on {busiest[1]} played for {balance['busiest_runner_s']:.1f} s" in caplog.text
+    assert balance["busiest_runner_s"] == pytest.approx(seconds, abs=0.5)
+    busy = sum(pool.last_busy.values())
+    assert balance["runner_idle_fraction"] == pytest.approx(1 - busy / (8 * seconds), abs=0.02)
+    assert 0.5 < balance["runner_idle_fraction"] < 0.75, "seven of eight wait three quarters of the time"
+    caplog.clear()
+    _, _, pool = played(controller, tmp_path / "even", controller.Scenario(8, prompts=32))
+    assert pool._balance()["runner_idle_fraction"] < 0.25
+    assert "played for" not in caplog.text
+
+
+def test_more_parts_even_out_a_slow_runner_and_change_no_rollout(controller, tmp_path):
+    slow = {"prompts": 64, "stragglers": 1 / 16, "slower": 4.0}
+    whole, seconds, _ = played(controller, tmp_path / "1", controller.Scenario(16, **slow))
+    parts, fewer, _ = played(controller, tmp_path / "4", controller.Scenario(16, parts=4, **slow))
+    assert same(whole, parts)
+    assert fewer < 0.6 * seconds
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_runners_that_die_lose_nothing_and_hold_up_nobody_for_long(controller, tmp_path, parts):
+    calm, seconds, _ = played(controller, tmp_path / "calm", controller.Scenario(64, prompts=256, parts=parts))
+    scenario = controller.Scenario(64, prompts=256, parts=parts, losses=3.0)
+    troubled, more, pool = played(controller, tmp_path / "troubled", scenario)
+    assert pool.replaced >= 1
+    assert same(calm, troubled)
+    assert more < 1.7 * seconds, "what was lost is cut up and shared"
+
+
+def test_a_thousand_runners_play_every_rollout_once(controller, tmp_path):
+    trajectories, _, pool = played(controller, tmp_path, controller.Scenario(1024, prompts=1100))
+    assert len(trajectories) == 8 * 1100 and pool.num_ready == 1024
+    assert len({(t.task_id, t.seed) for t in trajectories}) == 8 * 1100
+
+
+def test_playing_ahead_hides_the_update_in_simulated_time_as_it_would_in_real(controller):
+    turns = controller.run(controller.Scenario(8, prompts=16))
+    ahead = controller.run(controller.Scenario(8, prompts=16, ahead=True))
+    assert ahead.step_s < turns.step_s
+    assert ahead.step_s >= ahead.ideal_s - 0.5
