@@ -117,13 +117,14 @@ def tasks_of(dialogue: Any) -> Any:
 
 
 def prompt_of(task: Any) -> tuple[tuple[int, ...], str]:
-    """Prompt of a task, in tokens and as text, made once in this process."""
+    """Prompt of a task, in tokens and as text, made once in this process; repetitions (`id#2`) share it."""
     from memr1.training.tasks import task_prompt
 
-    if task.id not in _prompts:
+    name = task.id.partition("#")[0]
+    if name not in _prompts:
         prompt = task_prompt(task, real_runner().world)
-        _prompts[task.id] = prompt.ids, prompt.text
-    return _prompts[task.id]  # type: ignore[no-any-return]
+        _prompts[name] = prompt.ids, prompt.text
+    return _prompts[name]  # type: ignore[no-any-return]
 
 
 def measure(model: str, groups: int) -> dict[str, Any]:

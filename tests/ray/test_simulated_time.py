@@ -6,11 +6,14 @@ Not covered: what Ray itself does; that is in test_pool.py, with two real runner
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from memr1.data.factworld import FactWorldConfig
+from memr1.data.load import load_dialogues
 from memr1.rollout.runner import Play
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -24,13 +27,19 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> Any:
     return controller
 
 
+def tasks(count: int) -> list[Any]:
+    """The tasks of a few worlds, again and again under other names."""
+    from simulated_actors import tasks_of
+
+    dialogues = load_dialogues("factworld", None, "train", FactWorldConfig(num_worlds=4))
+    some = [t.playable for d in dialogues for t in tasks_of(d)]
+    return [replace(some[n % len(some)], id=f"{some[n % len(some)].id}#{n}") for n in range(count)]
+
+
 def played(controller: Any, folder: Path, scenario: Any) -> tuple[list[Any], float, Any]:
     """All groups of a scenario played once: trajectories, simulated seconds, and the pool."""
-    with controller.simulated(scenario, folder) as (trainer, pool, clock):
-        trainer._prepare_tasks()
-        tasks = [t.playable for t in trainer.tasks[: scenario.prompts]]
-        assert len(tasks) == scenario.prompts
-        plays = [Play(task, 100 * n + m) for n, task in enumerate(tasks) for m in range(8)]
+    with controller.simulated(scenario, folder) as (_, pool, clock):
+        plays = [Play(task, 100 * n + m) for n, task in enumerate(tasks(scenario.prompts)) for m in range(8)]
         began = clock.monotonic()
         trajectories = pool.map("play", plays, reward="em_set", temperature=1.0)
         return trajectories, clock.monotonic() - began, pool
