@@ -82,10 +82,12 @@ def test_the_check_of_gpus_prints_its_tables_on_a_small_model() -> None:
         [*command, "--zero-model", "tiny-random", "--stages", "0,3"], capture_output=True, text=True, timeout=250
     )
     assert done.returncode == 0, done.stderr
-    for name, rows in (("One GRPO step", 1), ("One update of all weights", 2), ("All weights from device", 1)):
-        (head,) = (n for n, line in enumerate(done.stdout.splitlines()) if name in line)
-        below = done.stdout.splitlines()[head + 4 :]
-        assert all("tiny-random" in line for line in below[:rows]), done.stdout
+    titles = ("GRPO step on one device", "update of all weights by ZeRO stage", "weights to another device")
+    lines = done.stdout.splitlines()
+    starts = [next(n for n, line in enumerate(lines) if title in line) for title in titles]
+    rows = ["tiny-random" in line for line in lines]
+    counts = [sum(rows[a:b]) for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    assert counts == [1, 2, 1], done.stdout + done.stderr
 
 
 def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
