@@ -95,8 +95,8 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory, tiny_random: Path) -> dic
 
 
 def test_a_rank_runs_out_of_work_in_these_tests() -> None:
-    work = [[len(b.targets) for b in rank] for rank in make_plan(0, num_ranks=2, budget=BUDGET).ranks]
-    assert work == [[6, 11, 11], [4, 1, 0]]
+    first, second = ([len(b.targets) for b in rank] for rank in make_plan(0, num_ranks=2, budget=BUDGET).ranks)
+    assert len(first) == len(second) == 3 and min(first) > 0 == second[-1]
 
 
 @pytest.mark.parametrize(
