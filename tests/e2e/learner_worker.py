@@ -7,6 +7,7 @@ Rank 0 writes `out`/weights.npz; every rank writes `out`/stats-<rank>.json with 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def save_role(learner: DeepSpeedLearner, folder: Path) -> None:
 
 
 def main() -> None:
+    faulthandler.dump_traceback_later(220)  # before the test's patience ends
     spec = json.loads(sys.argv[1])
     out, world = Path(spec["out"]), spec["world"]
     config = make_config(

@@ -64,6 +64,8 @@ def run_group(
             processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=f, stderr=subprocess.STDOUT))
     try:
         codes = [p.wait(timeout=240) for p in processes]
+    except subprocess.TimeoutExpired:
+        pytest.fail("a rank hangs; what they said last:\n" + "\n".join(log.read_text()[-3000:] for log in logs))
     finally:
         for p in processes:
             p.kill()
