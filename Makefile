@@ -128,7 +128,7 @@ types: $(STAMP) ## Check types: mypy on memr1
 	@$(BIN)/mypy
 
 bench: model ## Run every benchmark in benchmarks (ARGS is passed to each)
-	@for b in $(filter-out $(addprefix benchmarks/,trl_step.py gpu_check.py vllm_decode.py),$(wildcard benchmarks/*.py)); do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
+	@for b in $(filter-out $(addprefix benchmarks/,trl_step.py gpu_check.py vllm_decode.py simulated_actors.py simulated_cluster.py),$(wildcard benchmarks/*.py)); do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
 
 TRL := build/trl
 bench-trl: model ## Run the benchmark of a GRPO step beside TRL's trainer (ARGS='--group-size 8 --max-new-tokens 16')
