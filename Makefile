@@ -79,7 +79,7 @@ train-local: model ## Train on this machine: memr1 train configs/train_local.yam
 
 serve: model ## Serve memory on port 8000 of this machine with the last local run, or the untrained model (ARGS='--port 9000')
 	$(call say,Serving $(if $(wildcard $(RUN)/config.yaml),$(RUN),the untrained default model) $(ARGS))
-	@$(BIN)/memr1 serve $(wildcard $(RUN)) $(ARGS)
+	@$(BIN)/memr1 serve $(wildcard $(RUN)) $(if $(wildcard $(dir $(RUN))),--runs $(dir $(RUN))) $(ARGS)
 
 test: model ## Run the unit, Ray and end-to-end tests (MARKS='not slow and not gpu')
 	$(call say,Tests in tests/unit tests/ray tests/e2e)

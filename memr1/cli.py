@@ -260,6 +260,10 @@ def serve(
     keys: Annotated[
         str | None, typer.Option(envvar="MEMR1_KEYS", help="Key file, see `memr1 keys`; none: everybody on loopback.")
     ] = None,
+    runs: Annotated[
+        str | None,
+        typer.Option(help="Folder of training runs for the console to show to admins.", show_default=False),
+    ] = None,
     without_model: Annotated[
         bool, typer.Option("--without-model", help="Keep and search memories only; no manager, no answers.")
     ] = False,
@@ -274,7 +278,7 @@ def serve(
     """Serve memory over HTTP: the native API, mem0's and OpenAI's. See docs/serving.md."""
     from memr1.serving.commands import serve as run
 
-    run(source, host, port, db, keys, without_model, on_ray, settings or ())
+    run(source, host, port, db, keys, runs, without_model, on_ray, settings or ())
 
 
 @models_app.command("list")

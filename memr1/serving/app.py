@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from memr1 import __version__
 from memr1.errors import MemR1Error
 from memr1.memory.scopes import Scope
-from memr1.serving import mem0_api, native_api, openai_api
+from memr1.serving import console, mem0_api, native_api, openai_api, runs_api
 from memr1.serving.agents import AgentService
 from memr1.serving.banks import Banks, BankService, InProcess
 from memr1.serving.errors import ApiError, as_api_error, body_of
@@ -152,6 +152,8 @@ def make_app(services: Services) -> FastAPI:
     app.include_router(native_api.router)
     app.include_router(mem0_api.router)
     app.include_router(openai_api.router)
+    app.include_router(runs_api.router)
+    app.include_router(console.router)
 
     @app.get("/healthz", tags=["service"], summary="Whether the process lives")
     async def healthz() -> dict[str, str]:

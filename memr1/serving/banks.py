@@ -164,11 +164,21 @@ class BankService:
         return entry
 
     def entries(
-        self, principal: Scope, ref: BankRef, offset: int, limit: int, deleted: bool = False
+        self,
+        principal: Scope,
+        ref: BankRef,
+        offset: int,
+        limit: int,
+        deleted: bool = False,
+        as_of: str | None = None,
     ) -> tuple[list[MemoryEntry], int]:
-        """A page of entries in order of ADD, and how many there are. deleted: tombstones, too."""
+        """A page of entries in order of ADD, and how many there are. deleted: tombstones, too. as_of: those that were
+        live then instead, as they were worded."""
         bank = self._bank(principal, ref)
-        found = bank.newest_versions() if deleted else bank.entries()
+        if as_of is not None:
+            found = bank.entries_at(as_of)
+        else:
+            found = bank.newest_versions() if deleted else bank.entries()
         return found[offset : offset + limit], len(found)
 
     def listed(

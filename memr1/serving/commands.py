@@ -97,6 +97,7 @@ def serve(
     port: int,
     db: str,
     keys: str | None,
+    runs: str | None,
     without_model: bool,
     on_ray: bool,
     overrides: Sequence[str],
@@ -111,7 +112,7 @@ def serve(
     found = None if without_model else default_source() if source is None else find_source(source)
     if found is not None and found.warning:
         print(f"memr1: warning: {found.warning}", file=sys.stderr)
-    values = {"source": found.path if found else None, "db": db, "keys": keys}
+    values = {"source": found.path if found else None, "db": db, "keys": keys, "runs": runs}
     extra = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     assert isinstance(extra, dict)
     settings = ServingConfig.from_mapping({**values, **{str(k): v for k, v in extra.items()}}, "memr1 serve")
@@ -140,7 +141,9 @@ def run_uvicorn(settings: ServingConfig, host: str, port: int) -> None:
     leave_on_sigterm()
     try:
         print(
-            f"memr1 serves {services.label} at http://{host}:{port}, API in /openapi.json", file=sys.stderr, flush=True
+            f"memr1 serves {services.label} at http://{host}:{port}, console in /console, API in /openapi.json",
+            file=sys.stderr,
+            flush=True,
         )
         uvicorn.run(
             make_app(services),

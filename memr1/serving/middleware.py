@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PUBLIC = ("/healthz", "/readyz", "/openapi.json")
-"""Need no key: they show nothing of anybody."""
+PUBLIC = re.compile(r"/healthz|/readyz|/openapi\.json|/console(/.*)?")
+"""Need no key: they show nothing of anybody. The console is a page that asks for a key itself."""
 GONE = 499
 """Status in logs and metrics of a request whose client went away."""
 MIB = 1 << 20
@@ -97,7 +97,7 @@ class Gate:
 
     def _admit(self, scope: Scope, headers: Headers, answer: _Answer) -> None:
         path, services = scope["path"], self._services
-        if path in PUBLIC:
+        if PUBLIC.fullmatch(path):
             return
         if self._in_flight > services.settings.max_in_flight:
             raise overloaded(f"{services.settings.max_in_flight} requests are worked on already")

@@ -171,10 +171,15 @@ async def _shown(caller: Caller, job: Job) -> s.JobResponse:
 
 @router.get("/banks/{bank}/memories", tags=["memories"], summary="List memories")
 async def list_memories(
-    caller: Reader, named: InBank, offset: Offset = 0, limit: Limit = 100, deleted: bool = False
+    caller: Reader,
+    named: InBank,
+    offset: Offset = 0,
+    limit: Limit = 100,
+    deleted: bool = False,
+    as_of: Annotated[s.Time | None, Query()] = None,
 ) -> s.Page:
-    """In order of ADD; with `deleted`, tombstones too."""
-    entries, total = await caller.bank("entries", named.ref(caller), offset, limit, deleted)
+    """In order of ADD; with `deleted`, tombstones too; with `as_of`, what was live then instead."""
+    entries, total = await caller.bank("entries", named.ref(caller), offset, limit, deleted, as_of)
     return s.Page(memories=[s.Memory.of(e) for e in entries], total=total, offset=offset)
 
 

@@ -211,7 +211,7 @@ def _in_full(args: dict[str, Any]) -> dict[str, Any]:
     full = dict(args)
     if "source" not in full:
         full["source"] = default_source().path
-    for name in ("source", "db", "keys"):
+    for name in ("source", "db", "keys", "runs"):
         value = full.get(name, ServingConfig.db if name == "db" else None)
         if isinstance(value, str) and "://" not in value and (name != "source" or Path(value).exists()):
             full[name] = str(Path(value).resolve())

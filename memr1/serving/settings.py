@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from memr1.config_file import build_section
@@ -21,6 +22,10 @@ class ServingConfig:
     """SQLite file, or URL such as postgresql+psycopg://user@host/database."""
     keys: str | None = None
     """File with API keys (`memr1 keys`); None: programs on this machine may do everything, others nothing."""
+    runs: str | None = None
+    """Folder of training runs that the console may show; None: none."""
+    runs_tenant: str = "default"
+    """Tenant whose admin keys see `runs`, if they are limited to no user, agent or run."""
     embedder: str | None = None
     """`minilm`, `hash`, a folder or a hub id; None takes the run's, or minilm."""
     extractor: str = "utterance"
@@ -79,6 +84,8 @@ class ServingConfig:
         ):
             if not getattr(self, name) > 0:
                 raise MemR1Error(f"serving.{name}: a number above 0 is needed, got {getattr(self, name)!r}")
+        if self.runs is not None and not Path(self.runs).is_dir():
+            raise MemR1Error(f"serving.runs: {self.runs}: no such folder; name the one that holds the folders of runs")
         if self.extractor not in ("utterance", "llm"):
             raise MemR1Error(f"serving.extractor: {self.extractor!r} is not known; use utterance or llm")
 

@@ -110,6 +110,7 @@ ROUTES: dict[str, tuple[str, str, Any]] = {
     "banks": ("GET", "/v1/banks", None),
     "bank": ("GET", "/v1/banks/{bank}", None),
     "list": ("GET", "/v1/banks/{bank}/memories?deleted=true", None),
+    "list then": ("GET", "/v1/banks/{bank}/memories?as_of=2100-01-01", None),
     "get": ("GET", "/v1/banks/{bank}/memories/m1", None),
     "history": ("GET", "/v1/banks/{bank}/memories/m1/history", None),
     "log": ("GET", "/v1/banks/{bank}/log", None),
@@ -251,12 +252,12 @@ def test_the_owner_reaches_all_of_it(place: Place) -> None:
     shown = [
         route
         for route in (
-            *("list", "get", "history", "log", "export", "search", "answer", "held"),
+            *("list", "get", "history", "log", "export", "search", "answer", "held", "list then"),
             *("mem0 search", "mem0 get", "mem0 client get", "mem0 history", "mem0 client history", "chat"),
         )
         if SECRET in json.dumps(_ask(place, "owner", route, "by its name").text)
     ]
-    assert len(shown) == 14
+    assert len(shown) == 15
 
 
 def test_metadata_moves_nothing_to_another_scope(place: Place) -> None:

@@ -66,6 +66,24 @@ def test_an_answer_names_what_it_rests_on(client: TestClient) -> None:
     assert error_of(client.post("/v1/answer", json={**asked, "user_id": "nobody"}), 404)["code"] == "not_found"
 
 
+def test_a_bank_is_listed_as_it_was_at_a_time(client: TestClient) -> None:
+    for day, text in (("01", "Mara lives in Oslo."), ("02", "Ben plays the cello."), ("04", "Mara lives in Rome.")):
+        said = {"text": text, "time": f"2024-03-{day}T10:00:00+00:00"}
+        assert client.post(f"{BANK}/memories", params=MARA, json=said).status_code == 200
+    then = {
+        as_of: [m["text"] for m in client.get(f"{BANK}/memories", params={**MARA, "as_of": as_of}).json()["memories"]]
+        for as_of in ("2024-02-28", "2024-03-01T10:00:00Z", "2024-03-03", "2024-03-05")
+    }
+    assert then == {
+        "2024-02-28": [],
+        "2024-03-01T10:00:00Z": ["Mara lives in Oslo."],
+        "2024-03-03": ["Mara lives in Oslo.", "Ben plays the cello."],
+        "2024-03-05": ["Mara lives in Rome.", "Ben plays the cello."],
+    }
+    refused = client.get(f"{BANK}/memories", params={**MARA, "as_of": "yesterday"})
+    assert error_of(refused, 422)["param"] == "query.as_of"
+
+
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(client: TestClient) -> None:
     for infer in (True, False):
         asked = {"text": "Mara lives in Oslo.", "dry_run": True, "infer": infer}
