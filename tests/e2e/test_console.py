@@ -182,7 +182,8 @@ def test_long_banks_and_logs_come_in_pages(page: Page) -> None:
     shown = [e.text for e in page.all(".entry .text")]
     for _ in range(2):
         page.click(".pager button", "Next")
-        page.until(lambda: page.all(".entry .text")[0].text not in shown, "no other page came")
+        first = f"Note {len(shown)}."
+        page.until(lambda wanted=first: page.all(".entry .text")[0].text == wanted, f"{first} never came")
         shown += [e.text for e in page.all(".entry .text")]
     assert shown == [f"Note {number}." for number in range(101)]
 
