@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.e2e.console_story import HOSTILE, Story, told
+from tests.e2e.console_story import HOSTILE, ORDER, Story, told
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed: pip install memr1[dev]")
 
@@ -34,6 +34,7 @@ VIEWS = {
     "timeline": f"timeline?{BANK}",
     "search": f"search?{BANK}&query=Where+does+Mara+live%3F",
     "chat": f"chat?{BANK}",
+    "held": f"held?{BANK}",
     "runs": "runs",
     "run": "run?run=first-try&step=52&index=0",
     "nothing": "entries?name=new&user_id=nobody",
@@ -232,6 +233,25 @@ def test_what_was_done_can_be_undone_and_rolled_back_in_the_timeline(page: Page)
     assert [m["text"] for m in page.story.api("GET", at, **whose)["memories"]] == ["Ivy rows.", "Ivy paints."]
 
 
+def test_what_the_guards_held_is_shown_and_released_or_dropped(page: Page) -> None:
+    whose = {"user_id": "zoe"}
+    page.open("chat?name=guarded&user_id=zoe")
+    page.find(".composer textarea").send_keys(ORDER, Keys.ENTER)
+    page.says("Held for an operator to release: standing order", ".did")
+    page.story.api("POST", "/v1/banks/guarded/memories", {"text": f"{ORDER} Twice.", "trusted": False}, **whose)
+    page.open("held?name=guarded&user_id=zoe")
+    assert [e.text for e in page.all("blockquote")] == [ORDER, f"{ORDER} Twice."]
+    assert page.story.api("GET", "/v1/banks", **whose)["banks"] == []
+    page.click(".decision:nth-child(2) button", "Drop")
+    page.click("dialog button.primary", "Drop")
+    page.until(lambda: len(page.all("blockquote")) == 1, "what was dropped is still there")
+    page.click(".decision button", "Release")
+    page.click("dialog button.primary", "Release")
+    page.says("Nothing is held")
+    held = page.story.api("GET", "/v1/banks/guarded/memories", **whose)
+    assert [m["text"] for m in held["memories"]] == [ORDER]
+
+
 def test_a_memory_is_added_changed_and_deleted_by_hand(page: Page) -> None:
     page.open("entries?name=by-hand&user_id=kim")
     page.says("Nothing is remembered yet")
@@ -280,7 +300,7 @@ def test_a_key_that_may_only_read_sees_no_way_to_write(page: Page) -> None:
             button.text for button in page.all(".side button")
         }
         assert not shown & {"New", "Add memory", "Edit", "Delete", "Undo", "Back to here"}, view
-    assert not page.all(".composer input")
+    assert not page.all(".composer input") and "Held" not in page.text(".tabs")
     assert "user ben" not in page.text(".side"), "nor anybody else's banks"
     page.open("runs", key=page.story.reader)
     page.says("the right to read, and admin is needed")

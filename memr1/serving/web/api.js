@@ -52,7 +52,8 @@ async function send(method, path, { query, body, headers } = {}) {
 
 // The JSON that a route answers with.
 export async function ask(method, path, options) {
-  return (await send(method, path, options)).json();
+  const response = await send(method, path, options);
+  return response.status === 204 ? null : response.json();
 }
 
 // The path of a bank, and the query that says whose it is.

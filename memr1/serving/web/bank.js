@@ -1,20 +1,23 @@
-// One bank: its numbers, and four ways to look at it.
+// One bank: its numbers, and the ways to look at it.
 import { html, useState } from "./html.js";
 import { of } from "./api.js";
 import { BankName } from "./banks.js";
 import { Chat } from "./chat.js";
 import { Entries } from "./entries.js";
 import { number, plural } from "./format.js";
+import { Held, HeldWrites } from "./held.js";
 import { Dialog, KINDS, Loaded, Mix, Operation, Problem, attempt, toast, useEvery, useLoad } from "./parts.js";
 import { bankIn, go, href } from "./route.js";
 import { Search } from "./search.js";
 import { Timeline } from "./timeline.js";
 
+// name, title, view, and who sees it if not everybody
 const TABS = [
   ["entries", "Memories", Entries],
   ["timeline", "Timeline", Timeline],
   ["search", "Search", Search],
-  ["chat", "Chat", Chat],
+  ["chat", "Chat", Chat, (me) => me.model],
+  ["held", "Held", HeldWrites, (me) => me.right === "admin"],
 ];
 const EMPTY = { seq: 0, live: 0, deleted: 0, erased: 0, events: {}, rejected: {} };
 
@@ -43,7 +46,7 @@ export function Bank({ page, params, me }) {
       <${Numbers} of=${now} />
     </header>
     <nav class="tabs" aria-label="Views of this bank">
-      ${TABS.filter(([name]) => name !== "chat" || me.model).map(
+      ${TABS.filter(([, , , seen]) => !seen || seen(me)).map(
         ([name, title]) => html`<a href=${href(name, bank)} aria-current=${name === page && "page"}
           data-key=${name === "search" && page !== "search" ? "/" : undefined}>${title}</a>`,
       )}
@@ -93,9 +96,10 @@ function Add({ bank, me, close, done }) {
     await attempt(async () => {
       const { decisions } = await of(bank).post("/memories", {}, { text, infer, dry_run: dryRun });
       const operations = decisions.flatMap((d) => d.operations);
-      if (dryRun) return show(operations);
+      if (dryRun) return show(decisions);
       const changed = operations.filter((o) => o.changed).length;
-      toast(changed ? `${plural(changed, "memory", "memories")} changed` : "Nothing changed: it was known already");
+      if (decisions.some((d) => d.held)) toast("Held: an operator has to release it first", "bad");
+      else toast(changed ? `${plural(changed, "memory", "memories")} changed` : "Nothing changed: it was known already");
       done();
       close();
     });
@@ -123,8 +127,9 @@ function Add({ bank, me, close, done }) {
       ${trial &&
       html`<div class="trial" role="status">
         <h3>This would be done</h3>
-        <ul class="operations">${trial.map((op) => html`<${Operation} op=${op} />`)}</ul>
+        <ul class="operations">${trial.flatMap((d) => d.operations).map((op) => html`<${Operation} op=${op} />`)}</ul>
         ${!trial.length && html`<p class="faint">Nothing.</p>`}
+        <${Held} decisions=${trial} />
       </div>`}
       <div class="buttons">
         <button type="button" class="quiet" onClick=${close}>Cancel</button>

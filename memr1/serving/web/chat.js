@@ -2,6 +2,7 @@
 import { html, useEffect, useRef, useState } from "./html.js";
 import { events, of, scopeOf } from "./api.js";
 import { undo } from "./entries.js";
+import { Held } from "./held.js";
 import { Operation, Score } from "./parts.js";
 import { href } from "./route.js";
 
@@ -37,7 +38,7 @@ export function Chat({ bank, may, changed }) {
         const [a, b] = crypto.getRandomValues(new Uint32Array(2));
         const source = `chat-${a.toString(36)}${b.toString(36)}`;
         const { decisions } = await of(bank).post("/memories", {}, { text: said, source });
-        update({ source, operations: decisions.flatMap((d) => d.operations) });
+        update({ source, decisions });
         changed();
       }
       update({ state: "done" });
@@ -92,7 +93,8 @@ async function answer(bank, turn, update) {
 }
 
 function Turn({ turn, bank, may, undo }) {
-  const { memory, operations, state } = turn;
+  const { memory, decisions, state } = turn;
+  const operations = decisions?.flatMap((d) => d.operations);
   const selected = new Set(memory?.selected.map((m) => m.id));
   const best = memory?.retrieved[0]?.score;
   const entry = (id) => href("entries", { ...bank, id, deleted: "true" });
@@ -117,7 +119,8 @@ function Turn({ turn, bank, may, undo }) {
       ${state === "remembering" && html`<p class="faint writing">The manager decides</p>`}
       ${operations &&
       html`<div class="did">
-        <h3>${operations.length ? "In memory" : "Nothing was worth remembering"}</h3>
+        <h3>${operations.length ? "In memory" : "Nothing was remembered"}</h3>
+        <${Held} decisions=${decisions} />
         <ul class="operations ${turn.undone ? "undone" : ""}">
           ${operations.map((op, i) => html`<${Operation} key=${i} op=${op} link=${entry} />`)}
         </ul>

@@ -38,6 +38,7 @@ export function Entries({ bank, params, may, info, changed }) {
                   <span class="meta">
                     <span class="id">${m.id}</span>
                     ${m.version > 1 && html`<span class="badge">version ${m.version}</span>`}
+                    ${m.provenance.trusted || html`<span class="badge bad">untrusted</span>`}
                     ${m.status !== "live" && html`<span class="badge bad">${m.status}</span>`}
                     ${m.provenance.speaker && html`<span>${m.provenance.speaker}</span>`}
                     <${Time} at=${m.updated_at} />
@@ -155,6 +156,7 @@ function Provenance({ of: p }) {
     ["Model", p.model],
     ["Adapter", p.adapter],
     ["Weights", p.weight_version],
+    ["Trusted", p.trusted ? "yes" : "no: a source that is not to be relied on"],
   ].filter(([, value]) => value != null);
   return html`<dl class="facts">${rows.map(([name, value]) => html`<div><dt>${name}</dt><dd>${value}</dd></div>`)}</dl>`;
 }

@@ -85,6 +85,7 @@ function Decision({ record, bank, may, info, changed, entry }) {
       <span class="id">#${seq}</span>
       <span>${record.actor ? `by ${record.actor}` : decider(provenance)}</span>
       ${provenance.speaker && html`<span>${provenance.speaker} said it</span>`}
+      ${provenance.trusted || html`<span class="badge bad">untrusted</span>`}
       ${sourcesOf(provenance).map((source) => html`<span class="badge" title="Source">${source}</span>`)}
       <${Time} at=${record.time} />
     </p>
