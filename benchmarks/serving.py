@@ -97,9 +97,10 @@ class Served:
     def _start(self) -> None:
         with self._log.open("a") as log:
             self._process = psutil.Popen(self._command, stdout=log, stderr=log)
-        end = time.monotonic() + 240
+        end = time.monotonic() + 600
         while True:
             if self._process.poll() is not None or time.monotonic() > end:
+                self._process.kill()
                 raise SystemExit(f"the service did not start:\n{self._log.read_text()[-3000:]}")
             try:
                 if httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200:
