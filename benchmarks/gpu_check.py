@@ -62,7 +62,7 @@ def local_model(name: str, folder: Path) -> str:
 
 def step(name: str, source: str, quick: bool) -> dict[str, Any]:
     """A GRPO step on one device."""
-    prompts, length, group, new = (2, 128, 2, 4) if quick else (8, 1024, 8, 64)
+    prompts, length, group, new = (2, 480, 2, 4) if quick else (8, 1024, 8, 64)
     arch, peak = describe(source, LoraSettings(rank=16)), matmul_peak("auto", 512 if quick else 8192)
     t = measured(bench_of(source, 16, 16384, 1), prompts, length, group, new, shared=True)
     at = t["prompt_tokens"]

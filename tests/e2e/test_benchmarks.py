@@ -55,7 +55,7 @@ def test_grpo_step_names_the_line_of_a_bad_row(tmp_path: Path) -> None:
 def test_trl_comes_to_the_same_loss_and_gradients_on_the_same_rows() -> None:
     pytest.importorskip("trl", reason="TRL is not installed; `make bench-trl` fetches it")
     command = [sys.executable, str(ROOT / "benchmarks" / "trl_step.py"), "--model", "tiny-random", "--lora-rank", "4"]
-    options = ["--prompts", "2", "--prompt-tokens", "200", "--group-size", "2", "--max-new-tokens", "4", "--steps", "1"]
+    options = ["--prompts", "2", "--prompt-tokens", "480", "--group-size", "2", "--max-new-tokens", "4", "--steps", "1"]
     done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
@@ -79,7 +79,7 @@ def test_the_bank_s_benchmark_runs_beside_its_references() -> None:
 def test_the_check_of_gpus_prints_its_tables_on_a_small_model() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--quick", "--models", "tiny-random"]
     done = subprocess.run(
-        [*command, "--zero-model", "tiny-random", "--stages", "0,3"], capture_output=True, text=True, timeout=250
+        [*command, "--zero-model", "tiny-random", "--stages", "0,3"], capture_output=True, text=True, timeout=290
     )
     assert done.returncode == 0, done.stderr
     titles = ("GRPO step on one device", "update of all weights by ZeRO stage", "weights to another device")
