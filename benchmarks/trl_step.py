@@ -93,8 +93,8 @@ def run_trl(args: argparse.Namespace) -> dict[str, Any]:
 
         def compute_loss(self, model: Any, inputs: dict[str, Any], *more: Any, **named: Any) -> Any:
             if not seen:
-                # an untrained model may get all wrong, and then there is no gradient: give it a direction
-                inputs["advantages"] = torch.linspace(-1, 1, len(inputs["advantages"]), device=self.args.device)
+                # an untrained model may get all wrong, and then loss and gradient are 0: give it a direction
+                inputs["advantages"] = torch.linspace(-1, 2, len(inputs["advantages"]), device=self.args.device)
                 seen.update({n: t.cpu() for n, t in inputs.items() if torch.is_tensor(t)}, weights=adapter(model))
             return super().compute_loss(model, inputs, *more, **named)
 
