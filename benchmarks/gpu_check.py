@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -108,11 +109,13 @@ def zero(name: str, source: str, stage: int, quick: bool) -> dict[str, Any]:
     ranks = max(gpus, 1)
     tokens, completion = (128, 8) if quick else (4096, 64)
     config = Config(
+        output=tempfile.mkdtemp(prefix="memr1-zero-"),
         model=ModelConfig(name=source, weights="full", threads=0 if gpus else 1),
         learner=LearnerConfig(
             num_learners=ranks, zero_stage=stage, gradient_checkpointing=True, max_tokens_per_microbatch=tokens
         ),
     )
+    config.run_dir.mkdir()  # learners look for it
     ids = tuple(i % 250 + 1 for i in range(tokens))
     work = [TrainSequence((r + 1, *ids[: tokens - completion - 1]), ids[:completion], (True,) * completion, 1.0)
             for r in range(2 * ranks)]  # fmt: skip
@@ -129,6 +132,7 @@ def zero(name: str, source: str, stage: int, quick: bool) -> dict[str, Any]:
     finally:
         group.close()
         ray.shutdown()
+        shutil.rmtree(config.output)
     return {
         "model": name, "ZeRO": stage, "ranks": ranks, "update s": seconds,
         "tokens/s": plan.computed_tokens / seconds, "GiB on each": held,
