@@ -104,6 +104,7 @@ def zero(name: str, source: str, stage: int, quick: bool) -> dict[str, Any]:
     from memr1.learner.packing import TrainSequence, plan_microbatches
     from memr1.rllib.learner_group import RayLearnerGroup
     from memr1.rllib.resources import Shares
+    from memr1.training.run import prepare_folder
 
     gpus = torch.cuda.device_count()
     ranks = max(gpus, 1)
@@ -115,7 +116,7 @@ def zero(name: str, source: str, stage: int, quick: bool) -> dict[str, Any]:
             num_learners=ranks, zero_stage=stage, gradient_checkpointing=True, max_tokens_per_microbatch=tokens
         ),
     )
-    config.run_dir.mkdir()  # learners look for it
+    prepare_folder(config, "never")  # learners look for it
     ids = tuple(i % 250 + 1 for i in range(tokens))
     work = [TrainSequence((r + 1, *ids[: tokens - completion - 1]), ids[:completion], (True,) * completion, 1.0)
             for r in range(2 * ranks)]  # fmt: skip
