@@ -347,13 +347,16 @@ class Draft:
     def _change(self, op: MemoryOp, target: MemoryEntry, metadata: dict[str, Any]) -> OpResult:
         self._leave(target.text)
         self._take(op.text, target.id)
+        provenance = self._provenance
+        if op.text == target.text:  # who sets metadata does not vouch for what somebody else said
+            provenance = replace(provenance, trusted=provenance.trusted and target.provenance.trusted)
         entry = replace(
             target,
             text=op.text,
             updated_at=self._time,
             event_time=self._event_time,
             version=target.version + 1,
-            provenance=self._provenance,
+            provenance=provenance,
             metadata=metadata,
         )
         return self._push(op, entry)

@@ -33,7 +33,7 @@ from memr1.serving.errors import ApiError, accepted, as_api_error, not_found
 from memr1.serving.guards import suspicions
 from memr1.serving.jobs import Job, JobTable
 from memr1.serving.quarantine import Held, Quarantine, Wanted
-from memr1.serving.refs import Applied, BankRef
+from memr1.serving.refs import RELEASE_KEY, Applied, BankRef
 from memr1.serving.settings import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -424,7 +424,7 @@ class BankService:
         rejects it now; then it stays held."""
         held = self._held_write(principal, held_id)
         wanted = held.wanted
-        key = wanted.key or f"held:{held_id}"
+        key = wanted.key or f"{RELEASE_KEY}{held_id}"
         vouched = replace(wanted.provenance, trusted=True)
         how: dict[str, Any] = {"provenance": vouched, "time": time, "on_reject": wanted.on_reject}
         with self._making:

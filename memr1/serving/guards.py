@@ -20,6 +20,7 @@ UNTRUSTED = "untrusted_source"
 
 _MEMORY = r"(?:memor(?:y|ies)|entr(?:y|ies)|stored (?:facts?|notes?)|everything (?:you|that you|stored|known))"
 _REPLY = r"(?:answer|answers|answering|reply|replies|respond|responds|say|output|recommend|state)"
+# In time that grows with the text and no faster: gaps are bounded, or begin with what they cannot hold.
 _FORMS = {
     "override": rf"\b(?:ignore|disregard|override|bypass|forget|do not follow)\b.{{0,40}}\b"
     rf"(?:previous|prior|earlier|above|preceding|other|your|all)\b.{{0,30}}"
@@ -39,15 +40,17 @@ _FORMS = {
     r"(?:instead of|in place of|rather than)\b",
     "addressed": r"\b(?:notes?|reminders?|messages?|instructions?|memos?) (?:to|for) (?:the |all |any |every )?"
     r"(?:assistants?|models?|ais?|agents?|bots?|memory)\b|\b(?:assistants?|models?|ais?|agents?|bots?) reading this\b",
-    "role": r"(?:^|\n)\W*(?:system|assistant|developer|tool)\s*:|<\||\[/?INST\]|</?(?:system|instructions?)>|"
-    r"#+\s*(?:system|instructions?)\b",
+    "role": r"(?:^|\n)[^\w\n]{0,40}(?:system|assistant|developer|tool)\s*:|<\||\[/?INST\]|</?(?:system|instructions?)>|"
+    r"#\s*(?:system|instructions?)\b",
 }
 _FOUND = {code: re.compile(form, re.IGNORECASE | re.DOTALL) for code, form in _FORMS.items()}
 # operations as the manager writes them; nobody talks in capitals and numbers
 _PROTOCOL = re.compile(
-    r"(?:^|[\n:;.\"'])\s*(?:(?:UPDATE|DELETE)\s+\d+\b|(?:ADD|NOOP)\s*(?:$|\n))|\"event\"\s*:\s*\"|\*\*Answer:\*\*|"
-    r"(?:^|\n)\s*(?:Use|Answer):\s"
+    r"(?:^|[\n:;.\"'])[^\S\n]*(?:(?:UPDATE|DELETE)\s+\d+\b|(?:ADD|NOOP)[^\S\n]*(?:$|\n))|"
+    r"\"event\"[^\S\n]*:[^\S\n]*\"|\*\*Answer:\*\*|(?:^|\n)[^\S\n]*(?:Use|Answer):\s"
 )
+# Default_Ignorable_Code_Point of Unicode (DerivedCoreProperties.txt) that is not of category Cf
+_IGNORABLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 FORMS = (*_FORMS, "protocol", UNTRUSTED)
 """Every reason for which a decision is held. Stable: answers, metrics and operators' rules rely on them."""
 
@@ -83,6 +86,8 @@ def _vouched(entry: MemoryEntry | None) -> bool:
 
 
 def _visible(text: str) -> str:
-    """The text as it is read: letters that look alike made one, what shows nothing taken out."""
-    composed = unicodedata.normalize("NFKC", text)
-    return "".join(c for c in composed if unicodedata.category(c) != "Cf")
+    """The text with compatibility forms (full width, ligatures, mathematical letters) made plain and characters that
+    show nothing taken out. Letters of other scripts that look like Latin ones stay what they are."""
+    # each character by itself: ordering long runs of accents takes the square of their number
+    plain = "".join(unicodedata.normalize("NFKC", c) for c in text)
+    return "".join(c for c in plain if unicodedata.category(c) != "Cf" and not _IGNORABLE.match(c))

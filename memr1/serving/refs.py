@@ -13,6 +13,9 @@ from memr1.serving.errors import not_found
 DEFAULT_BANK = "memories"
 """The bank of a scope that nobody gave a name."""
 
+RELEASE_KEY = "held:"
+"""What idempotency keys of released writes begin with, and no client's."""
+
 
 @dataclass(frozen=True)
 class BankRef:

@@ -16,7 +16,7 @@ from memr1.memory.scopes import Scope
 from memr1.memory.types import Provenance
 from memr1.serving.errors import ApiError, not_found
 from memr1.serving.keys import ADMIN, READ, WRITE, Principal
-from memr1.serving.refs import BankRef
+from memr1.serving.refs import RELEASE_KEY, BankRef
 
 if TYPE_CHECKING:
     from memr1.serving.app import Services
@@ -86,6 +86,9 @@ def _caller(right: str) -> Callable[..., Caller]:
         principal: Principal = request.state.principal
         if not principal.may(right):
             raise ApiError(403, "forbidden", f"this key has the right to {principal.right}, and {right} is needed")
+        if idempotency_key is not None and idempotency_key.startswith(RELEASE_KEY):
+            said = f"Idempotency-Key: {RELEASE_KEY} begins keys of the service's own; take another"
+            raise ApiError(400, "invalid_field", said, param="Idempotency-Key")
         services = request.app.state.services
         route = f"{request.method} {request.url.path}?{request.url.query}"
         return Caller(principal, services, request.state.request_id, idempotency_key, route)

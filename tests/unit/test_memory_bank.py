@@ -178,6 +178,9 @@ def test_an_untrusted_source_changes_nothing_that_a_trusted_one_said(bank: Memor
     assert [r.ok for r in bank.apply([update("m4", "Ann has two boats")], provenance=rumour)] == [True]
     assert [h.entry.id for h in bank.search("Ann", 9, filters={"trusted": False})] == ["m4"]
     assert bank.apply([op])[0].ok, "a trusted source may"
+    tagged = MemoryOp(Event.UPDATE, bank.get("m4").text, "m4", metadata={"topic": "sea"})  # type: ignore[union-attr]
+    assert bank.apply([tagged])[0].changed
+    assert not bank.get("m4").provenance.trusted, "metadata vouches for no text"  # type: ignore[union-attr]
     assert bank.apply([update("m4", "Ann has three boats")])[0].ok and bank.get("m4").provenance.trusted  # type: ignore[union-attr]
     again = MemoryBank.replay(bank.log, bank.embedder)
     assert [bank.history(i) for i in ("m1", "m4")] == [again.history(i) for i in ("m1", "m4")]

@@ -56,7 +56,7 @@ def test_the_page_is_at_console_with_and_without_a_slash(client: TestClient) -> 
     ["/console/gone.js", "/console/../app.py", "/console/%2e%2e/app.py", "/console/..%2fapp.py", "/console/vendor"],
 )
 def test_no_other_file_can_be_had(client: TestClient, path: str) -> None:
-    response = client.get(f"/console/{path}")
+    response = client.get(path)
     assert response.status_code in (401, 404)  # 401: the client made another path of it
     assert set(response.json()) == {"error"}
 

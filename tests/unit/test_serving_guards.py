@@ -61,14 +61,22 @@ INJECTIONS = {
 def test_every_form_is_found_also_when_it_is_dressed_up(form: str) -> None:
     text = INJECTIONS[form]
     assert form in forms_in(text)
-    hidden = "\u200b".join(text)  # characters that show nothing between the letters
-    assert form in forms_in(hidden)
+    for nothing in "\u200b\u00ad\u034f\u115f\u1160\u17b4\u180b\u180e\u3164\ufe0f\uffa0\U000e0100\U000e0041":
+        assert form in forms_in(nothing.join(text)), f"U+{ord(nothing):04X} between the letters"
     wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text)  # letters of full width
     assert form in forms_in(wide) or (form == "role" and forms_in(wide))
 
 
 def test_every_code_is_covered_by_a_test() -> None:
     assert {*INJECTIONS, UNTRUSTED} == set(FORMS)
+
+
+@pytest.mark.timeout(20)  # in the square of it, 256 KiB take an hour
+@pytest.mark.parametrize("unit", [
+    "\n", " ", ".", '"', "#", ":\n", "; ", "'\t", "\u0f73", "\u0301\u0323", "system ", "ignore your ",
+])  # fmt: skip
+def test_a_long_run_of_anything_takes_no_longer_than_it_is_long(unit: str) -> None:
+    assert forms_in(unit * (2**18 // len(unit.encode())) + "x") == []
 
 
 def test_ordinary_talk_is_not_held() -> None:
@@ -254,6 +262,23 @@ def test_jobs_and_other_peoples_routes_say_what_is_held(client: TestClient) -> N
     assert memory["operations"] == [] and memory["held"] == [waiting(client)[2]["id"]]
     assert 'memr1_decisions_held_total{reason="standing_order"} 3.0' in client.get("/metrics").text
     assert "memr1_held_writes 3.0" in client.get("/metrics").text
+
+
+def test_a_client_cannot_use_up_the_key_under_which_a_held_write_is_released(client: TestClient) -> None:
+    tell(client, "Mara lives in Oslo.")
+    held = tell(client, ORDER)["held"]
+    body = {"text": "Ben sails.", "infer": False}
+    taken = client.post(f"{NOTES}/memories", params=MARA, json=body, headers={"Idempotency-Key": f"held:{held}"})
+    assert error_of(taken, 400)["param"] == "Idempotency-Key"
+    assert client.post(f"/v1/quarantine/{held}/release").status_code == 200
+    assert texts(client) == ["Mara lives in Oslo.", ORDER]
+
+
+def test_metadata_that_a_trusted_key_sets_does_not_vouch_for_what_an_untrusted_source_said(client: TestClient) -> None:
+    tell(client, "Mara has a boat.", trusted=False)
+    at = f"{NOTES}/memories/m1"
+    for body, trusted in (({"metadata": {"topic": "sea"}}, False), ({"text": "Mara has two boats."}, True)):
+        assert client.patch(at, params=MARA, json=body).json()["provenance"]["trusted"] is trusted
 
 
 def test_held_writes_survive_a_restart_and_are_bounded(tmp_path: Path) -> None:
