@@ -9,7 +9,7 @@ This is the one place where scopes are enforced: whoever serves people hands out
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
@@ -19,6 +19,8 @@ from memr1.memory.checks import check_bank_id
 from memr1.memory.state import is_unicode
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from memr1.memory.bank import MemoryBank
     from memr1.memory.index import VectorIndex
     from memr1.memory.state import BankRules
@@ -118,9 +120,9 @@ class ScopedBanks:
         """See `BankStore.adopt`; the kept bank belongs to this scope."""
         return self._store.adopt(bank, self._id(name))
 
-    def drop(self, name: str) -> None:
+    def drop(self, name: str, along: Callable[[Connection], None] | None = None) -> None:
         """See `BankStore.drop`."""
-        self._store.drop(self._id(name))
+        self._store.drop(self._id(name), along)
 
     def _id(self, name: str) -> str:
         return self.scope.bank_id(name)

@@ -17,7 +17,7 @@ import secrets
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -175,9 +175,9 @@ class BankStore:
         with self.transaction("listing banks") as connection:
             return sorted(connection.execute(select(tables.banks.c.bank_id)).scalars())
 
-    def drop(self, bank_id: str) -> None:
+    def drop(self, bank_id: str, along: Callable[[Connection], None] | None = None) -> None:
         """Remove a bank with its log, every entry and their vectors; `MemR1Error` when there is none. Whoever still
-        holds the bank can read it, and not write."""
+        holds the bank can read it, and not write. along: removes in the same transaction what others keep about it."""
         check_bank_id(bank_id)
         t = tables.records.c
         with self._registry:
@@ -188,6 +188,8 @@ class BankStore:
                 self._vectors.delete(connection, said)  # other banks with these texts embed them again
                 if not connection.execute(delete(tables.banks).where(tables.banks.c.bank_id == bank_id)).rowcount:
                     raise MemR1Error(self._no_bank(bank_id))
+                if along is not None:
+                    along(connection)
             self._open.pop(bank_id, None)
             self._recent.pop(bank_id, None)
         self.embedder.forget()

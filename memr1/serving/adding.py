@@ -39,20 +39,21 @@ async def add(
     if not infer:
         ops = [MemoryOp(Event.ADD, _worded(s), metadata=metadata or {}) for s in said]
         provenance = replace(provenance, trusted=provenance.trusted and all(s.trusted for s in said))
+        speakers = [s.speaker for s in said if s.speaker]
+        how: dict[str, Any] = {"provenance": provenance, "time": time, "speakers": speakers}
         if dry_run:
-            applied = await services.banks.call("trial", principal, ref, ops, provenance=provenance, time=time)
+            applied = await services.banks.call("trial", principal, ref, ops, **how)
         else:
             applied = await services.banks.call(
                 "apply",
                 principal,
                 ref,
                 ops,
-                provenance=provenance,
-                time=time,
                 event_time=event_time,
                 key=key,
                 create=True,
                 facts=[s.text for s in said],
+                **how,
             )
             if not applied.replayed:
                 services.metrics.count(applied)

@@ -175,7 +175,13 @@ class AgentService:
                 adapter="manager",
                 weight_version=completion.weight_version,
             )
-            how: dict[str, Any] = {"provenance": by_manager, "time": time, "on_reject": on_reject, "facts": facts}
+            how: dict[str, Any] = {
+                "provenance": by_manager,
+                "time": time,
+                "on_reject": on_reject,
+                "facts": facts,
+                "speakers": [provenance.speaker] if provenance.speaker else [],
+            }
             if dry_run:
                 return Decided(facts, text, await self._banks.call("trial", principal, ref, decision.ops, **how))
             applied = await self._banks.call(

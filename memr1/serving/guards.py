@@ -67,18 +67,27 @@ def suspicions(
     facts: Iterable[str],
     provenance: Provenance,
     current: Callable[[str], MemoryEntry | None],
+    speakers: Iterable[str] = (),
 ) -> list[str]:
     """Why a decision should be held, as codes of `FORMS`; empty when it should be made.
 
-    facts: what was said, which a DELETE does not repeat. current: the live entry of an id.
+    facts: what was said, which a DELETE does not repeat. current: the live entry of an id. speakers: names that
+    the service itself put in front of texts, as `Name: `.
     """
     changing = [op for op in ops if op.event is not Event.NOOP]
     if not changing:
         return []
-    found = [code for text in dict.fromkeys((*facts, *(op.text for op in changing))) for code in forms_in(text)]
+    texts = dict.fromkeys(_said(text, speakers) for text in (*facts, *(op.text for op in changing)))
+    found = [code for text in texts for code in forms_in(text)]
     if not provenance.trusted and any(_vouched(current(op.entry_id)) for op in changing if op.entry_id):
         found.append(UNTRUSTED)
     return list(dict.fromkeys(found))
+
+
+def _said(text: str, speakers: Iterable[str]) -> str:
+    """The text with the name of its speaker on a line of its own: somebody may be called System."""
+    name = next((name for name in speakers if text.startswith(f"{name}: ")), None)
+    return text if name is None else f"{name}\n{text[len(name) + 2 :]}"
 
 
 def _vouched(entry: MemoryEntry | None) -> bool:

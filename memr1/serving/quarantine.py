@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Float, MetaData, String, Table, Text, delete, func, insert, select
+from sqlalchemy import Column, Connection, Float, MetaData, String, Table, Text, delete, func, insert, select
 
 from memr1.errors import MemR1Error
 from memr1.memory.jsonl import parse_object
@@ -133,6 +133,10 @@ class Quarantine:
         with self._store.transaction("taking a write out of the quarantine") as connection:
             self._store.still_owner(connection)
             connection.execute(delete(_held).where(_held.c.held_id == held_id))
+
+    def remove_of(self, ref: BankRef, connection: Connection) -> None:
+        """Take everything of a bank out, in the transaction that removes the bank."""
+        connection.execute(delete(_held).where(_held.c.bank_id == ref.scope.bank_id(ref.name)))
 
 
 def _named(ref: BankRef, key: str) -> str:

@@ -5,12 +5,16 @@ Reads what `memr1.training.runlog` wrote, while a run goes on, too. A run is a f
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, FiniteFloat
 
+from memr1.errors import MemR1Error
 from memr1.memory.scopes import Scope
 from memr1.serving.errors import ApiError, not_found
 from memr1.serving.requests import Administrator, Caller
@@ -24,6 +28,8 @@ from memr1.training.runlog import (
     rollout_files,
 )
 
+logger = logging.getLogger(__name__)
+
 router = APIRouter(prefix="/v1/runs", tags=["runs"], responses=ERRORS)
 
 RunName = Annotated[str, Path(min_length=1, max_length=255, examples=["train_local"])]
@@ -36,8 +42,8 @@ class Run(BaseModel):
     model: str | None
     steps: int
     stage: str | None = Field(description="Of the last step.")
-    reward: float | None = Field(description="The last mean reward there was.")
-    updated: float = Field(description="When the last step ended, in seconds since 1970.")
+    reward: FiniteFloat | None = Field(description="The last mean reward there was.")
+    updated: FiniteFloat = Field(description="When the last step ended, in seconds since 1970.")
 
 
 class RunList(BaseModel):
@@ -67,7 +73,7 @@ class Curves(BaseModel):
     """Metrics by step."""
 
     steps: list[int]
-    values: dict[str, list[float | None]] = Field(description="Of each metric, one value for each step.")
+    values: dict[str, list[FiniteFloat | None]] = Field(description="Of each metric, one value for each step.")
 
 
 class Rollout(BaseModel):
@@ -99,7 +105,11 @@ class RolloutPage(BaseModel):
 @router.get("", summary="List training runs")
 def list_runs(caller: Administrator) -> RunList:
     """Folders with metrics in them."""
-    found = [_run(path) for path in _folder(caller).iterdir() if (path / METRICS_FILE).is_file()]
+    found = []
+    for path in _folder(caller).iterdir():
+        with suppress(ApiError), _reading(path):  # one that cannot be read hides no other
+            if (path / METRICS_FILE).is_file():
+                found.append(_run(path))
     return RunList(runs=sorted(found, key=lambda run: -run.updated))
 
 
@@ -109,17 +119,18 @@ def get_run(run: RunName, caller: Administrator) -> RunInfo:
     from memr1.training.report_plots import stage_segments
 
     path = _path(caller, run)
-    lines = read_metrics(path)
-    return RunInfo(
-        **_run(path).model_dump(),
-        info=read_info(path),
-        stages=[
-            Stretch(stage=stage, first=lines[i]["step"], last=lines[j - 1]["step"])
-            for stage, i, j in stage_segments(lines)
-        ],
-        metrics=_names(lines),
-        rollouts=list(rollout_files(path)),
-    )
+    with _reading(path):
+        lines = read_metrics(path)
+        return RunInfo(
+            **_run(path).model_dump(),
+            info=read_info(path),
+            stages=[
+                Stretch(stage=stage, first=lines[i]["step"], last=lines[j - 1]["step"])
+                for stage, i, j in stage_segments(lines)
+            ],
+            metrics=_names(lines),
+            rollouts=list(rollout_files(path)),
+        )
 
 
 @router.get("/{run}/metrics", summary="Metrics of a run by step")
@@ -127,10 +138,12 @@ def get_curves(
     run: RunName, caller: Administrator, name: Annotated[list[str], Query(min_length=1, max_length=20)]
 ) -> Curves:
     """Null where a step has none of this name."""
-    lines = read_metrics(_path(caller, run))
-    if unknown := set(name) - set(_names(lines)):
-        raise not_found(f"the metric {min(unknown)!r}")
-    return Curves(steps=[line["step"] for line in lines], values={n: [line.get(n) for line in lines] for n in name})
+    path = _path(caller, run)
+    with _reading(path):
+        lines = read_metrics(path)
+        if unknown := set(name) - set(_names(lines)):
+            raise not_found(f"the metric {min(unknown)!r}")
+        return Curves(steps=[line["step"] for line in lines], values={n: [line.get(n) for line in lines] for n in name})
 
 
 @router.get("/{run}/rollouts/{step}", summary="Rollouts of one step")
@@ -145,11 +158,13 @@ def get_rollouts(
     """With the filters of `memr1 view`: `reward<0.5`, `advantage>0`, `role:manager`, `task:…`, `error:`, or words."""
     from memr1.training.view import make_filter
 
-    file = rollout_files(_path(caller, run)).get(step)
+    path = _path(caller, run)
+    file = rollout_files(path).get(step)
     if file is None:
         raise not_found("the step")
     keep = make_filter(filter)
-    found = [Rollout(index=i, **record) for i, record in enumerate(read_rollouts(file)) if keep(record)]
+    with _reading(path):
+        found = [Rollout(index=i, **record) for i, record in enumerate(read_rollouts(file)) if keep(record)]
     return RolloutPage(rollouts=found[offset : offset + limit], total=len(found), offset=offset)
 
 
@@ -168,6 +183,19 @@ def _path(caller: Caller, name: str) -> FilePath:
         if path.name == name and (path / METRICS_FILE).is_file():
             return path
     raise not_found("the run")
+
+
+@contextmanager
+def _reading(path: FilePath) -> Iterator[None]:
+    """`ApiError` for a run that is damaged or no run of ours; what is wrong, and where, is for the service's log."""
+    try:
+        yield
+    except ApiError:
+        raise
+    except (MemR1Error, OSError, ValueError, KeyError, TypeError) as error:
+        logger.warning("training run %s cannot be read: %s", path, error)
+        said = f"the files of run {path.name!r} cannot be read; the service's log says what is wrong with them"
+        raise ApiError(500, "damaged_run", said) from error
 
 
 def _run(path: FilePath) -> Run:

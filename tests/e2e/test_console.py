@@ -92,6 +92,19 @@ def test_a_key_is_asked_for_and_kept_in_the_tab_only(page: Page) -> None:
     assert page.script("return sessionStorage.length") == 0
 
 
+def test_who_signs_in_next_sees_nothing_of_who_was_here_before(page: Page) -> None:
+    view = "chat?name=left&user_id=max"
+    page.open(view)
+    page.find(".composer textarea").send_keys("Where is the key?", Keys.ENTER)
+    page.says("Where is the key?", ".said")
+    page.script("window.before = true")
+    page.click("button", "Sign out")
+    page.find(".sign-in input").send_keys(page.story.stranger, Keys.ENTER)
+    page.find(".composer")
+    assert view in page.browser.current_url and page.all(".turn") == []
+    assert page.script("return window.before === undefined"), "the page of before is gone with its requests"
+
+
 def test_text_of_a_memory_is_shown_as_text_and_runs_nothing(page: Page) -> None:
     for view in ("entries?name=odd&user_id=mara&id=m1", "timeline?name=odd&user_id=mara",
                  "search?name=odd&user_id=mara&query=img"):  # fmt: skip

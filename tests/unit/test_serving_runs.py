@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,33 @@ def test_a_step_that_is_being_written_is_shown_up_to_its_last_whole_line(client:
         assert client.get("/v1/runs").json()["runs"][0]["steps"] == 52
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no json at all",
+        '{"reward/mean": 1}',
+        "[]",
+        '{"step": "x", "reward/mean": 1}',
+        '{"step": 1, "stage": "a", "reward/mean": NaN}',
+    ],
+)
+def test_a_damaged_run_hides_no_other_and_tells_nobody_where_it_is(
+    client: TestClient, runs: Path, line: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    damaged = runs / "damaged"
+    damaged.mkdir()
+    try:
+        (damaged / "metrics.jsonl").write_text(f"{line}\n{line}\n")
+        listed = client.get("/v1/runs")
+        assert listed.status_code == 200 and "first" in [run["name"] for run in listed.json()["runs"]]
+        for route in ("", "/metrics?name=reward/mean"):
+            error = error_of(client.get(f"/v1/runs/damaged{route}"), 500)
+            assert error["code"] == "damaged_run" and str(runs) not in error["message"]
+        assert str(damaged) in caplog.text
+    finally:
+        shutil.rmtree(damaged)
 
 
 def test_only_admins_of_the_tenant_that_owns_them_see_runs(tmp_path: Path, runs: Path) -> None:

@@ -15,7 +15,9 @@ function App() {
 
   const enter = async () => {
     try {
-      setMe(await ask("GET", "/v1/me"));
+      const found = await ask("GET", "/v1/me");
+      whenRefused(leave); // also in the middle of things: a key can be revoked
+      setMe(found);
       setProblem();
     } catch (error) {
       setProblem(error.status !== 401 || session.key ? error : undefined);
@@ -23,13 +25,7 @@ function App() {
       setMe(null);
     }
   };
-  const leave = () => {
-    session.key = null;
-    setMe(null);
-    setProblem();
-  };
   useEffect(() => {
-    whenRefused(() => setMe(null)); // also in the middle of things: a key can be revoked
     enter();
   }, []);
   useEffect(() => {
@@ -59,6 +55,12 @@ function App() {
     </div>
     ${help && html`<${Help} close=${() => setHelp(false)} />`}
     <${Toasts} />`;
+}
+
+// Ends what is under way, too, and whatever modules remember: somebody else may sign in here.
+function leave() {
+  session.key = null;
+  location.reload();
 }
 
 function Page({ page, params, me }) {
