@@ -331,7 +331,7 @@ class BankService:
     ) -> Applied:
         """What a decision would do, on a fork that is thrown away."""
         bank = self._bank(principal, ref, missing_ok=True)
-        current = bank.get if bank else lambda _: None
+        current = bank.get if bank is not None else lambda _: None
         found = suspicions(ops, facts, provenance, current, speakers) if self._guards else []
         tried = self._try(bank, ops, provenance=provenance, time=time, on_reject=on_reject)
         return replace(tried, suspicions=tuple(found))
@@ -411,7 +411,7 @@ class BankService:
         whoever vouched for it."""
         if not self._guards:
             return None
-        current = bank.get if bank else lambda _: None
+        current = bank.get if bank is not None else lambda _: None
         found = suspicions(wanted.ops, wanted.facts, wanted.provenance, current, speakers)
         if not found:
             return None

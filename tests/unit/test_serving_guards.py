@@ -13,7 +13,6 @@ from starlette.testclient import TestClient
 
 from memr1.data.factworld import FactWorldConfig, generate_dialogues
 from memr1.errors import MemR1Error
-from memr1.memory.store import BankStore
 from memr1.serving.guards import FORMS, UNTRUSTED, forms_in
 from memr1.serving.keys import KeyFile
 from memr1.serving.quarantine import Quarantine
@@ -132,16 +131,13 @@ def test_a_bank_that_could_not_be_dropped_keeps_its_held_writes(
 ) -> None:
     tell(client, "Mara lives in Oslo.")
     held = tell(client, ORDER)["held"]
-    store: BankStore = client.app.state.services.banks._service._store  # type: ignore[attr-defined]
+    remove_of = Quarantine.remove_of
 
-    still_owner = store.still_owner
-
-    def full(connection: Any) -> None:
-        still_owner(connection)
+    def fails(*arguments: Any) -> None:
+        remove_of(*arguments)
         raise MemR1Error("the disk is full")
 
-    remove_of = Quarantine.remove_of
-    monkeypatch.setattr(Quarantine, "remove_of", lambda *a: (remove_of(*a), full(a[-1])))
+    monkeypatch.setattr(Quarantine, "remove_of", fails)
     assert client.delete(NOTES, params=MARA).status_code == 400
     assert [h["id"] for h in waiting(client)] == [held] and texts(client) == ["Mara lives in Oslo."]
 
