@@ -21,6 +21,7 @@ import socket
 import tempfile
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -45,9 +46,10 @@ def local_path(place: str) -> Path:
     return cache_root() / "remote" / place if "://" in place else Path(place)
 
 
-def copy_of(url: str) -> Path:
-    """A folder beside the working copy, for programs that read a run while another one may train it here."""
-    return cache_root() / "copies" / url
+def copy_of(url: str, *, writes: bool = False) -> Path:
+    """A folder beside the working copy, for programs that read a run while another one may train it here. One that
+    writes has a folder of its own, which no reader makes anew."""
+    return cache_root() / ("writing" if writes else "copies") / url
 
 
 def url_of(path: str | Path) -> str | None:
@@ -162,7 +164,8 @@ def remove(path: Path) -> None:
 
 
 def push(run_dir: Path) -> None:
-    """Make the store's log, report and rollouts of a run those of its working copy. Checkpoints are left alone."""
+    """Make the store's log, report and rollouts of a run those of its working copy. Checkpoints are left alone, and so
+    is what this process never had there: it cannot have been deleted here."""
     if url_of(run_dir) is None:
         return
     check_lease(run_dir)
@@ -174,9 +177,9 @@ def push(run_dir: Path) -> None:
             # rollouts are written once; the others may change and keep their size
             if not name.startswith("rollouts/") or there.get(name) != path.stat().st_size:
                 _put(path, fs, f"{key}/{name}")
-        for name in there.keys() - here.keys():
-            if _is_log(run_dir / name, run_dir):
-                fs.rm_file(f"{key}/{name}")
+        for name in (there.keys() & _had[run_dir]) - here.keys():
+            fs.rm_file(f"{key}/{name}")
+        _had[run_dir] = set(here)
 
 
 def pull(run_dir: Path) -> None:
@@ -190,11 +193,14 @@ def pull(run_dir: Path) -> None:
                 shutil.rmtree(path)
             elif _is_log(path, run_dir):
                 path.unlink()
+        _had[run_dir] = set()
         for name in fs.find(key):
             target = run_dir / name[len(key) + 1 :]
             if not set(target.relative_to(run_dir).parts) & set(HEAVY):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 fs.get_file(name, str(target))
+                if _is_log(target, run_dir):
+                    _had[run_dir].add(name[len(key) + 1 :])
 
 
 def local_file(place: str) -> str:
@@ -299,6 +305,8 @@ class Lease:
 
 _held: dict[Path, Lease] = {}
 """Leases of this process, by working copy."""
+_had: defaultdict[Path, set[str]] = defaultdict(set)
+"""Files outside checkpoints that this process has pulled or pushed, by working copy."""
 
 
 def _is_log(path: Path, run_dir: Path) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+import psutil
 from submit import connect  # the folder of a script is on its path
 from train import report_errors
 
@@ -38,7 +39,11 @@ def preempt(address: str, wait_s: float) -> dict[str, Any]:
 
     client = connect(address)
     began = time.monotonic()
-    drivers = {str(job.submission_id): job.driver_info for job in client.list_jobs() if not job.status.is_terminal()}
+    drivers = {
+        str(job.submission_id or job.job_id): job.driver_info  # a program that was not submitted has the latter only
+        for job in client.list_jobs()
+        if not job.status.is_terminal()
+    }
     here = {name: d for name, d in drivers.items() if d is not None and interface_of(d.node_ip_address)}
     told = {name: int(driver.pid) for name, driver in here.items()}
     for pid in told.values():
@@ -47,8 +52,18 @@ def preempt(address: str, wait_s: float) -> dict[str, Any]:
     left = list(told)
     while left and time.monotonic() < began + wait_s:
         time.sleep(0.5)
-        left = [name for name in left if not client.get_job_status(name).is_terminal()]
+        left = [name for name in left if _lives(client, name, told[name])]
     return {"told": sorted(told), "left": left, "seconds": round(time.monotonic() - began, 1)}
+
+
+def _lives(client: Any, name: str, pid: int) -> bool:
+    """Whether a job has not ended. Where the job server does not say, its driver's process tells."""
+    try:
+        return not client.get_job_status(name).is_terminal()
+    except (RuntimeError, OSError):  # it knows submitted jobs only, and may be going as well
+        with suppress(psutil.NoSuchProcess):
+            return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+        return False
 
 
 if __name__ == "__main__":

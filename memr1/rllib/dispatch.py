@@ -78,7 +78,7 @@ class Dispatch:
         """Give parts to the runners that have none; wait for a runner only when nobody is at work."""
         if not self._waiting:
             return
-        if not self._under_way or self._pool.missing or time.monotonic() - self._looked > LOOK_S:
+        if not self._under_way or self._pool.missing or time.monotonic() - self._looked >= LOOK_S:
             self._pool.ready()
             self._looked = time.monotonic()
         busy = {sent.runner for sent in self._under_way.values()}
@@ -93,6 +93,8 @@ class Dispatch:
             return
         references = list(self._under_way)
         left = min(sent.began for sent in self._under_way.values()) + self._timeout_s - time.monotonic()
+        if self._waiting and self._error is None:
+            left = min(left, LOOK_S)  # who comes back meanwhile takes a part at once
         ray.wait(references, num_returns=1, timeout=max(0.0, left))
         for reference in ray.wait(references, num_returns=len(references), timeout=0)[0]:
             sent = self._under_way.pop(reference)

@@ -18,8 +18,8 @@ from memr1.training.runlog import RunLog
 _log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5
-"""Times in a row that a lost learner group is started anew from the newest checkpoint and does not get further than the
-one before it."""
+"""Times in a row that a lost learner group is started anew from the newest checkpoint and does not get further than
+those before it."""
 WAIT_S = 10.0
 """Longer by so much before each further one: Ray takes a while to notice that a node is dead, and places learners there
 until then."""
@@ -49,12 +49,18 @@ class RaySession:
         """One optimizer step. When learners are lost, go back to the newest checkpoint and catch up first."""
         target = self.trainer.state.step + 1
         losses = 0
+        furthest: int | None = None  # that a group which was started anew got to
         while True:
             try:
                 self.algorithm.train()
             except LearnersLost as error:
+                reached = self.trainer.state.step
+                if furthest is not None and reached > furthest:
+                    losses, furthest = 0, reached
                 losses += 1
                 self._restart_learners(error, losses)
+                if furthest is None:
+                    furthest = self.trainer.state.step
                 continue
             if self.trainer.state.step >= target:
                 return self.algorithm.step_metrics

@@ -2,8 +2,9 @@
 
 `memr1 timeline RUN` leaves a request in the run folder (of a run at a URL: in its working copy). The driver answers
 after its step with `timeline.json`, in Chrome's trace format, for https://ui.perfetto.dev and chrome://tracing. Times
-are the driver's, so that nodes whose clocks are apart still fit together: a call begins when it is sent and takes as
-long as its process says.
+are the driver's, so that nodes whose clocks are apart still fit together: a call of a
+runner begins when it is sent and takes as long as its process says, one of a learner lasts from when the driver begins
+to wait for it until its answer is there.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from memr1.errors import MemR1Error
 
@@ -106,10 +109,15 @@ def _replace(path: Path, text: str) -> None:
 def ask(run_dir: Path, wait_s: float) -> list[dict[str, Any]]:
     """Ask the driver of a run for its timeline and wait for it; its events.
 
-    Raises MemR1Error where no run is, and when no step ends in time.
+    Raises MemR1Error where no run is, or one without Ray, and when no step ends in time.
     """
-    if not (run_dir / "config.yaml").is_file():
+    config = run_dir / "config.yaml"
+    if not config.is_file():
         raise MemR1Error(f"{run_dir}: no run there (no config.yaml); name the folder that `memr1 train` printed")
+    if (yaml.safe_load(config.read_text()) or {}).get("backend") == "local":
+        raise MemR1Error(
+            f"{config}: backend is local, and only runs on Ray keep a timeline; `memr1 train` with backend=ray has one"
+        )
     request, answer = run_dir / REQUEST, run_dir / FILE
     nonce = secrets.token_hex(8)
     _replace(request, nonce)

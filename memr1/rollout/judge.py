@@ -78,9 +78,12 @@ class LLMJudge:
         """The verdict on one answer. A reply that cannot be read is asked for again, a server that fails is given up
         after its attempts; either way there is then no verdict."""
         self.begin(question, answer, gold)
-        verdict = self._asked[question, answer, gold].result()
-        if verdict[0] is None:
-            self._asked.pop((question, answer, gold), None)  # worth another try when it is asked again
+        verdict: Verdict | None = None
+        try:
+            verdict = self._asked[question, answer, gold].result()
+        finally:
+            if verdict is None or verdict[0] is None:
+                self._asked.pop((question, answer, gold), None)  # worth another try when it is asked again
         return verdict
 
     def verdicts(self, items: Sequence[Item]) -> list[Verdict]:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from memr1.errors import MemR1Error
 from memr1.memory.owner import FileOwner
 from memr1.storage import Lease, copy_of, exists, pull, push, url_of
@@ -41,22 +43,26 @@ def opened(place: str, *, writes: bool = False) -> Iterator[Path]:
     """The folder of a run, for programs other than its training: itself, or a copy of what the store at a URL has.
 
     What is large stays in the store until it is read. writes: nobody may train meanwhile, and what was written goes to
-    the store at the end. Raises MemR1Error for a URL at which no run is.
+    the store at the end, also when the program fails. Raises MemR1Error for a URL at which no run is.
     """
     if "://" not in place:
         yield Path(place)
         return
-    folder = copy_of(place)
+    folder = copy_of(place, writes=writes)
     if not exists(folder / "config.yaml"):
         raise MemR1Error(f"{place}: no run there (no config.yaml); name <output>/<name> of the run's configuration")
     if not writes:
-        pull(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_name(folder.name + ".lock")):  # two readers share it
+            pull(folder)
         yield folder
         return
     with owned(folder):
         pull(folder)
-        yield folder
-        push(folder)
+        try:
+            yield folder
+        finally:
+            push(folder)
 
 
 def make_folder(run_dir: Path) -> None:

@@ -69,6 +69,22 @@ def test_a_step_that_is_lost_again_and_again_is_waited_for_longer_and_then_given
         session.step()
 
 
+def test_losses_while_catching_up_are_never_too_many_as_long_as_each_group_gets_further(monkeypatch):
+    training = Training({}, every=10)
+    session, waited = session_of(training, monkeypatch)
+    for _ in range(19):
+        session.step()
+    training.lost = dict.fromkeys(range(12, 21), 1)
+    session.step()
+    assert training.state.step == 20 and session.restarts == 9 > MAX_RESTARTS
+    assert waited == [0.0] * 9
+    for _ in range(9):
+        session.step()
+    training.lost = {30: 1, 25: 1, 22: MAX_RESTARTS + 1}
+    with pytest.raises(LearnersLost, match="step 22"):  # back and forth is no progress
+        session.step()
+
+
 def test_a_loss_before_the_first_checkpoint_ends_the_run(monkeypatch):
     session, _ = session_of(Training({2: 1}, every=5), monkeypatch)
     session.step()

@@ -14,6 +14,7 @@ import pytest
 
 from memr1.data.factworld import FactWorldConfig
 from memr1.data.load import load_dialogues
+from memr1.rllib.dispatch import LOOK_S
 from memr1.rollout.runner import Play
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -82,6 +83,21 @@ def test_runners_that_die_lose_nothing_and_hold_up_nobody_for_long(controller, t
     assert pool.replaced >= 1
     assert same(calm, troubled)
     assert more < 1.7 * seconds, "what was lost is cut up and shared"
+
+
+def test_a_runner_that_comes_back_takes_a_part_while_the_other_is_still_at_work(controller, tmp_path):
+    scenario = controller.Scenario(2, prompts=2)
+    with controller.simulated(scenario, tmp_path) as (_, pool, clock):
+        plays = [Play(task, n) for n, task in enumerate(tasks(120))]
+        began = clock.monotonic()
+        pool.map("play", plays, reward="em_set", temperature=1.0)
+        calm = clock.monotonic() - began
+        pool._manager.actors()[1]._death = clock.monotonic() + 1.0
+        began = clock.monotonic()
+        assert len(pool.map("play", plays, reward="em_set", temperature=1.0)) == 120
+        late = clock.monotonic() - began - calm
+    assert calm > 3 * controller.RESTART_S, "else waiting for the other one would cost no more"
+    assert late < controller.RESTART_S + LOOK_S + 0.2 * calm
 
 
 def test_a_thousand_runners_play_every_rollout_once(controller, tmp_path):

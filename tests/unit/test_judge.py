@@ -86,6 +86,18 @@ def test_prose_is_asked_again_and_then_an_error(server: Server, judge: LLMJudge)
     assert judge("Where?", "Oslo", "Rome") == (0.0, None)  # an error is not remembered
 
 
+def test_an_error_of_ours_is_raised_once_and_not_remembered(server, judge, monkeypatch) -> None:
+    scripted(server, by_words)
+
+    def broken(*_: Any) -> Any:
+        raise ValueError("broken")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="broken"):
+        patch.setattr(judge._endpoint, "chat", broken)
+        judge("Where?", "Rome", "Rome")
+    assert judge("Where?", "Rome", "Rome") == (1.0, None)
+
+
 def test_a_server_that_fails_is_an_error_and_not_a_wrong_answer(server: Server, judge: LLMJudge) -> None:
     server.script = lambda body, number: (503, {}, "busy")
     value, error = judge("Where?", "Rome", "Rome")

@@ -76,3 +76,10 @@ def test_a_run_that_does_not_train_is_told(tmp_path: Path) -> None:
     with pytest.raises(MemR1Error, match=r"no answer within 0 s\. .* look whether it trains"):
         ask(tmp_path, 0.1)
     assert not (tmp_path / REQUEST).exists(), "a run that starts later answers nobody"
+
+
+def test_a_run_without_ray_is_refused_at_once_and_not_asked(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("backend: local\n")
+    with pytest.raises(MemR1Error, match="config.yaml: backend is local, and only runs on Ray keep a timeline"):
+        ask(tmp_path, 600.0)
+    assert [p.name for p in tmp_path.iterdir()] == ["config.yaml"]
