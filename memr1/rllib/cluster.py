@@ -47,6 +47,13 @@ def interface_of(address: str) -> str | None:
     return next((name for name, given in devices if any(a.address == address for a in given)), None)
 
 
+def use_own_interface() -> None:
+    """Have gloo listen at this node's address, unless the environment says where: by itself it listens where the
+    host's name leads to, which on many machines is the loopback device."""
+    if device := interface_of(ray.util.get_node_ip_address()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", device)
+
+
 def _connect(address: str | None) -> None:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address and address != "local":

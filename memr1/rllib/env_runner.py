@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.rllib.env.env_runner import EnvRunner
 
 from memr1.config import Config
+from memr1.errors import MemR1Error
+from memr1.rllib.cluster import use_own_interface
 from memr1.rllib.placement import check_shared
 from memr1.rollout.engine import WeightUpdate, chunks
 from memr1.rollout.runner import Play, Runner
@@ -41,6 +44,10 @@ class Answer:
     """What the clock of that node said, in seconds since 1970; with the answer to `arm` only."""
 
 
+class WeightsLost(MemR1Error):
+    """The only copy of a shipment is gone with the node of the learner that wrote it."""
+
+
 @dataclass(frozen=True)
 class Shipment:
     """New weights in the object store: the manifest travels with the call, the tensors in parts."""
@@ -61,8 +68,16 @@ class Shipment:
         return cls(replace(update, manifest=manifest), (tensors,))
 
     def receive(self) -> WeightUpdate:
-        """The whole update, over the memory of the object store: parts on this machine are not copied."""
-        tensors = {name: t for part in ray.get(list(self.parts)) for name, t in part.items()}
+        """The whole update, over the memory of the object store: parts on this machine are not copied.
+
+        Raises WeightsLost where the store has lost them, or the learner that should have written them failed.
+        """
+        try:
+            parts = ray.get(list(self.parts))
+        except (ObjectLostError, RayActorError, RayTaskError) as error:
+            said = str(error).strip().splitlines()[0]
+            raise WeightsLost(f"the weights of {self.manifest.policy} are lost: {said}") from error
+        tensors = {name: t for part in parts for name, t in part.items()}
         return replace(self.manifest, tensors=tensors)
 
 
@@ -77,6 +92,7 @@ class DialogueEnvRunner(EnvRunner):
         """config: a `MemoryR1Config` that carries an experiment."""
         super().__init__(config=config, **kwargs)
         check_shared(config.memr1, f"runner {self.worker_index}")
+        use_own_interface()
         self.runner = Runner(_for_this_process(config.memr1, config.claims.runners_per_node))
         self._token: str | None = None
         self._node = ray.util.get_node_ip_address()

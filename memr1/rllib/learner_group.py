@@ -21,7 +21,7 @@ from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
 from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
-from memr1.rllib.cluster import interface_of
+from memr1.rllib.cluster import use_own_interface
 from memr1.rllib.placement import check_shared, in_bundle
 from memr1.rllib.resources import Shares
 from memr1.rllib.timeline import Span
@@ -60,9 +60,7 @@ class LearnerActor:
         """Build the learner; returns when all ranks have met."""
         check_shared(config, f"learner {self.rank}")
         self.watch = (config.stuck_after_s, config.run_dir)
-        # gloo would listen where the host's name leads to, which on many machines is the loopback device
-        if device := interface_of(ray.util.get_node_ip_address()):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", device)
+        use_own_interface()
         self.learner = DeepSpeedLearner(config, role, weights_folder, rendezvous)
 
     def call(self, method: str, *args: Any) -> Any:

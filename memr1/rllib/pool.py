@@ -22,7 +22,8 @@ from ray.exceptions import RayActorError, RayError
 
 from memr1.errors import MemR1Error
 from memr1.rllib.dispatch import MAX_LOSSES, Dispatch, split
-from memr1.rllib.env_runner import Answer, Shipment
+from memr1.rllib.env_runner import Answer, Shipment, WeightsLost
+from memr1.rllib.learner_group import LearnersLost
 from memr1.rllib.timeline import Span
 from memr1.rollout.channel import Manifest, Meeting
 from memr1.rollout.engine import WeightUpdate
@@ -45,6 +46,8 @@ CALL_TIMEOUT_S = 3600.0
 """A runner that takes longer over its part of one step is taken for hung and is replaced."""
 CHANNEL_TIMEOUT_S = 60.0
 """Longest wait of learner and runners for each other in a collective; the object store takes over then."""
+MAX_CHANNEL_FAILURES = 2
+"""Each costs a step up to the timeout above."""
 CHUNK_BYTES = 256 * 2**20
 """Weights travel in parts of this size: a full model as one object would need as much free memory in one piece."""
 STRAGGLER = 2.0
@@ -91,6 +94,7 @@ class RayPool:
         self._group, self._record, self._parts_per_runner = group, record, parts_per_runner
         self._collective, self._checked = collective, verify_weights
         self._channel: Channel | None = None
+        self._failures = 0  # of channels, in a row
         self._manager: FaultTolerantActorManager = group._worker_manager
         self._token = secrets.token_hex(8)
         self._weights: dict[str, Shipment] = {}
@@ -136,9 +140,26 @@ class RayPool:
 
     def broadcast(self, learners: RayLearnerGroup, policy: str, version: int) -> bool:
         """See `RunnerPool.broadcast`. After the loss of a runner, or of the way to it, the next channel is made without
-        it."""
+        it. A way that fails for `MAX_CHANNEL_FAILURES` times in a row although nobody is lost is not tried again."""
         if not self._collective:
             return False
+        replaced = self.replaced
+        if self._broadcast(learners, policy, version):
+            self._failures = 0
+            return True
+        self._channel = None
+        self._failures += self.replaced == replaced
+        if self._failures >= MAX_CHANNEL_FAILURES:
+            self._collective = False
+            _log.warning(
+                "weights did not get from the learner to the runners directly, %d times in a row; from now on they go "
+                "through Ray's object store. Set rollout.weight_transfer=objects to have that from the start, or set "
+                "NCCL_SOCKET_IFNAME (without GPUs GLOO_SOCKET_IFNAME) on every node to the network device between them",
+                self._failures,
+            )
+        return False
+
+    def _broadcast(self, learners: RayLearnerGroup, policy: str, version: int) -> bool:
         ids = self.ready()
         processes = {i: self._processes[i] for i in ids}
         if self._channel is None or not self._channel.joins(learners, processes):
@@ -150,7 +171,6 @@ class RayPool:
         versions = self._call({i: ("receive_weights", (update,), {}) for i in ids}, PUSH_TIMEOUT_S)
         sent = all(learners.finish(sending, "send_weights"))
         if not sent or set(versions) != set(ids) or None in versions.values():
-            self._channel = None
             return False
         check_acknowledged(update, list(versions.values()))
         self._weights[policy] = Shipment.promised(update, learners.snapshot())
@@ -176,6 +196,8 @@ class RayPool:
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """See `RunnerPool.load_policies`. The folder must be on storage that every node sees."""
+        for role in roles:
+            self._weights.pop(role, None)  # not needed by who comes meanwhile, and perhaps lost with a learner's node
         self._everywhere("load_policies", os.path.abspath(folder), tuple(roles), timeout_s=START_TIMEOUT_S)
         # kept as weights, not as a path: old checkpoints are deleted while the run goes on
         for update in self.first("export_weights", tuple(roles)):
@@ -253,15 +275,22 @@ class RayPool:
         return ids
 
     def _arm(self, timeout_s: float) -> list[int]:
-        """Give the current weights to runners that do not have them; ids of those that took them."""
+        """Give the current weights to runners that do not have them; ids of those that took them. Raises LearnersLost
+        where the only copy went with a learner's node: everybody then goes back to the newest checkpoint."""
         wanted = [i for i in self._manager.healthy_actor_ids() if i in self._unarmed]
         if not wanted:
             return []
         arguments = {"token": self._token, "shipments": list(self._weights.values())}
         began = time.time()
-        answers = self._send(
-            {i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s"
-        )
+        try:
+            answers = self._send(
+                {i: ("arm", arguments) for i in wanted}, timeout_s, f"was not ready after {timeout_s:.0f} s"
+            )
+        except WeightsLost as error:  # the learners that had them as well are gone, or the group is of no use
+            raise LearnersLost(
+                f"no runner can join any more: {error}. The last committed checkpoint is intact: run again with "
+                "--resume auto"
+            ) from error
         for i, answer in answers.items():
             apart = answer.clock - min(max(answer.clock, began), time.time())
             if abs(apart) > CLOCKS_APART_S:

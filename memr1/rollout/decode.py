@@ -64,7 +64,7 @@ def sample(
         select = torch.tensor(source, device=device)
         cache.batch_select_indices(select)
         logits, mask = logits[select], mask[select]
-    cache.make_room(longest)
+    cache.make_room(longest, members)
     position = torch.tensor([filled.lengths[p] for p in source], device=device)
     heat = torch.tensor([t or 1.0 for _, t in rows], device=device)
 

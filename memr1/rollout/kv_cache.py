@@ -18,8 +18,10 @@ class _RoomyLayer(DynamicLayer):
 
     _key_room: torch.Tensor | None = None
     _value_room: torch.Tensor | None = None
+    _most_rows = 0
 
-    def make_room(self, tokens: int) -> None:
+    def make_room(self, tokens: int, most_rows: int) -> None:
+        self._most_rows = most_rows
         keys, values = self.keys, self.values
         assert keys is not None and values is not None
         length = keys.shape[-2]
@@ -37,7 +39,7 @@ class _RoomyLayer(DynamicLayer):
         needed = max(rows, int(targets.max()) + 1)
         if needed > keys.shape[0]:
             # by half again, so that rows which part one by one do not copy everything each time
-            spare = max(needed, keys.shape[0] * 3 // 2)
+            spare = max(needed, min(keys.shape[0] * 3 // 2, self._most_rows))
             keys, values = (_grown(room, spare, rows, length) for room in (keys, values))
             self._key_room, self._value_room = keys, values
         keys[targets, :, :length] = keys[sources, :, :length]
@@ -76,17 +78,18 @@ def _grown(room: torch.Tensor, spare: int, rows: int, length: int) -> torch.Tens
 
 
 class RoomyCache(DynamicCache):
-    """Use as a DynamicCache; call `make_room(n)` before decoding n tokens, and then `copy_rows` where rows part."""
+    """Use as a DynamicCache; call `make_room` before decoding, and then `copy_rows` where rows part."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer_class_to_replicate = _RoomyLayer
 
-    def make_room(self, tokens: int) -> None:
-        """Set room for `tokens` more tokens aside in every layer."""
+    def make_room(self, tokens: int, most_rows: int) -> None:
+        """Set room for `tokens` more tokens aside in every layer. most_rows: that there can ever be; no room is set
+        aside for more."""
         for layer in self.layers:
             assert isinstance(layer, _RoomyLayer)
-            layer.make_room(tokens)
+            layer.make_room(tokens, most_rows)
 
     def copy_rows(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Let rows `targets` hold what rows `sources` hold; targets may be the next rows behind the last."""

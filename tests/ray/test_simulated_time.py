@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import ObjectLostError
 
 from memr1.data.factworld import FactWorldConfig
 from memr1.data.load import load_dialogues
 from memr1.rllib.dispatch import LOOK_S
+from memr1.rllib.env_runner import Shipment
+from memr1.rllib.learner_group import LearnersLost
+from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.runner import Play
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -98,6 +102,42 @@ def test_a_runner_that_comes_back_takes_a_part_while_the_other_is_still_at_work(
         late = clock.monotonic() - began - calm
     assert calm > 3 * controller.RESTART_S, "else waiting for the other one would cost no more"
     assert late < controller.RESTART_S + LOOK_S + 0.2 * calm
+
+
+def test_weights_that_went_with_a_learners_node_cost_the_steps_since_the_checkpoint(controller, tmp_path, monkeypatch):
+    from simulated_actors import SimulatedRunner
+    from simulated_cluster import Reference
+
+    monkeypatch.setattr(SimulatedRunner, "load_policies", lambda self, folder, roles: None, raising=False)
+    with controller.simulated(controller.Scenario(2, prompts=2), tmp_path) as (_, pool, clock):
+        monkeypatch.setattr(pool, "first", lambda method, roles: [])
+        gone = Reference(clock.monotonic(), error=ObjectLostError("ab" * 28, None, ""))
+        update = WeightUpdate("answerer", 7, {}, {"adapter": ((2,), "bfloat16")}, None)
+        pool._weights["answerer"] = Shipment.promised(update, gone)
+        pool._unarmed.add(1)
+        with pytest.raises(LearnersLost, match="no runner can join any more: the weights of answerer are lost"):
+            pool.ready()
+        pool.load_policies("checkpoint")
+        assert sorted(pool.ready()) == [1, 2] and not pool._unarmed
+
+
+def test_a_way_that_never_works_is_tried_twice_and_what_costs_a_runner_is_not_its_fault(
+    controller, tmp_path, monkeypatch, caplog
+):
+    with controller.simulated(controller.Scenario(2, prompts=2), tmp_path) as (_, pool, _):
+        pool._collective = True
+        deaths = iter([0, 1, 0])
+        tried: list[int] = []
+
+        def fails(*_: Any) -> None:
+            tried.append(next(deaths))
+            pool.replaced += tried[-1]
+
+        monkeypatch.setattr(pool, "_open_channel", fails)
+        with caplog.at_level(logging.WARNING):
+            assert [pool.broadcast(None, "answerer", n) for n in range(5)] == [False] * 5
+    assert tried == [0, 1, 0], "after two failures the object store is used"
+    assert caplog.text.count("Set rollout.weight_transfer=objects") == 1 and "NCCL_SOCKET_IFNAME" in caplog.text
 
 
 def test_a_thousand_runners_play_every_rollout_once(controller, tmp_path):

@@ -17,7 +17,7 @@ from memr1.learner.scoring import CompletionScorer, to_tensors
 from memr1.models.adapters import PolicyModel
 from memr1.rollout import decode, prefill
 from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
-from memr1.rollout.kv_cache import RoomyCache
+from memr1.rollout.kv_cache import RoomyCache, _RoomyLayer
 from memr1.rollout.prefill import common_prefix_length, families
 from memr1.rollout.transformers_engine import TransformersEngine
 from tests.unit.small_models import ATTENTION_MODELS, VOCAB, build, plain_logprobs
@@ -384,7 +384,7 @@ def test_roomy_cache_equals_dynamic_cache_bit_for_bit(architecture: str) -> None
             out.append(model(input_ids=ids, past_key_values=cache, use_cache=True).logits)
             cache.batch_select_indices(torch.tensor([0, 0, 1, 2, 2]))
             if isinstance(cache, RoomyCache):
-                cache.make_room(6)
+                cache.make_room(6, 5)
             for step in range(6):
                 if step == 3:
                     cache.batch_select_indices(torch.tensor([1, 2, 4]))
@@ -396,11 +396,23 @@ def test_roomy_cache_equals_dynamic_cache_bit_for_bit(architecture: str) -> None
         assert torch.equal(a, b)
 
 
+def test_room_for_rows_that_part_is_never_set_aside_for_more_of_them_than_there_can_be() -> None:
+    model, cache = build("llama"), RoomyCache()
+    with torch.no_grad():
+        model(input_ids=torch.full((4, 3), 5), past_key_values=cache, use_cache=True)
+    cache.make_room(2, 7)
+    found = []
+    for row in (4, 5, 6):
+        cache.copy_rows(torch.tensor([0]), torch.tensor([row]))
+        found.append({layer._key_room.shape[0] for layer in cache.layers if isinstance(layer, _RoomyLayer)})
+    assert found == [{6}, {6}, {7}], "half again would be 9"
+
+
 def test_roomy_cache_refuses_more_tokens_than_it_has_room_for() -> None:
     model, cache = build("llama"), RoomyCache()
     with torch.no_grad():
         model(input_ids=torch.tensor([[5, 6, 7]]), past_key_values=cache, use_cache=True)
-        cache.make_room(1)
+        cache.make_room(1, 1)
         model(input_ids=torch.tensor([[8]]), past_key_values=cache, use_cache=True)
         with pytest.raises(RuntimeError, match="room for 4 tokens was set aside, 5 are needed"):
             model(input_ids=torch.tensor([[9]]), past_key_values=cache, use_cache=True)
@@ -414,7 +426,7 @@ def test_rows_that_are_copied_go_on_as_the_rows_they_were_copied_from(architectu
     moves: list[tuple[list[int], list[int]]] = [([0, 0], [3, 4]), ([], []), ([4, 1], [0, 5]), ([5, 2, 3], [6, 7, 8])]
     with torch.no_grad():
         model(input_ids=ids, past_key_values=cache, use_cache=True)
-        cache.make_room(len(moves))
+        cache.make_room(len(moves), 9)
         for step, (sources, targets) in enumerate(moves):
             if targets:
                 cache.copy_rows(torch.tensor(sources), torch.tensor(targets))
