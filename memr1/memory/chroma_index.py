@@ -100,10 +100,11 @@ class ChromaIndex:
             return []
         found: dict[str, Vectors] = {}
         limits: Iterable[Any] = [None] if allowed is None else self._batches(sorted(names))
+        with self._explained():
+            # Chroma's filter looks at every entry, a hundred times the search; a bank on its own needs none
+            alone = self._collection.count() == len(self._ids)
         for batch in limits:
             with self._explained():
-                # Chroma's filter looks at every entry, a hundred times the search; a bank on its own needs none
-                alone = self._collection.count() == len(self._ids)
                 answer = self._collection.query(
                     query_embeddings=[vector],
                     n_results=k + _SPARE,

@@ -22,26 +22,23 @@ class _RoomyLayer(DynamicLayer):
 
     def make_room(self, tokens: int, most_rows: int) -> None:
         self._most_rows = most_rows
-        keys, values = self.keys, self.values
-        assert keys is not None and values is not None
-        length = keys.shape[-2]
-        self._key_room = keys.new_empty((*keys.shape[:2], length + tokens, keys.shape[3]))
-        self._value_room = values.new_empty((*values.shape[:2], length + tokens, values.shape[3]))
-        self._key_room[:, :, :length] = keys
-        self._value_room[:, :, :length] = values
+        assert self.keys is not None and self.values is not None
+        rows, length = self.keys.shape[0], self.keys.shape[-2]
+        self._key_room = _with_room(self.keys, rows, length + tokens)
+        self._value_room = _with_room(self.values, rows, length + tokens)
         self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
 
     def copy_rows(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
         keys, values = self._key_room, self._value_room
-        if keys is None or values is None or self.keys is None:
+        if keys is None or values is None or self.keys is None or self.values is None:
             raise RuntimeError("rows are copied in a cache with room; call make_room first")
-        rows, length = self.keys.shape[0], self.keys.shape[-2]
-        needed = max(rows, int(targets.max()) + 1)
+        length = self.keys.shape[-2]
+        needed = max(self.keys.shape[0], int(targets.max()) + 1)
         if needed > keys.shape[0]:
             # by half again, so that rows which part one by one do not copy everything each time
-            spare = max(needed, min(keys.shape[0] * 3 // 2, self._most_rows))
-            keys, values = (_grown(room, spare, rows, length) for room in (keys, values))
-            self._key_room, self._value_room = keys, values
+            rows = max(needed, min(keys.shape[0] * 3 // 2, self._most_rows))
+            self._key_room = keys = _with_room(self.keys, rows, keys.shape[-2])
+            self._value_room = values = _with_room(self.values, rows, values.shape[-2])
         keys[targets, :, :length] = keys[sources, :, :length]
         values[targets, :, :length] = values[sources, :, :length]
         self.keys, self.values = keys[:needed, :, :length], values[:needed, :, :length]
@@ -71,10 +68,11 @@ class _RoomyLayer(DynamicLayer):
         self.keys, self.values = self._key_room[:, :, :length], self._value_room[:, :, :length]
 
 
-def _grown(room: torch.Tensor, spare: int, rows: int, length: int) -> torch.Tensor:
-    grown = room.new_empty((spare, *room.shape[1:]))
-    grown[:rows, :, :length] = room[:rows, :, :length]
-    return grown
+def _with_room(filled: torch.Tensor, rows: int, tokens: int) -> torch.Tensor:
+    """A buffer of so many rows and tokens that begins with what is filled."""
+    room = filled.new_empty((rows, filled.shape[1], tokens, filled.shape[3]))
+    room[: filled.shape[0], :, : filled.shape[2]] = filled
+    return room
 
 
 class RoomyCache(DynamicCache):
