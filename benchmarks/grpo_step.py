@@ -186,7 +186,7 @@ class Bench:
             config.model.name, ("answerer",), "lora", config.model.lora, seed=config.seed, dtype=config.model.dtype
         )
         self.engine = TransformersEngine(policies, eos_token_ids(policies, tokenizer), tokenizer.pad_token_id)
-        self.learners = LocalLearnerGroup(config, "answerer", None)
+        self.learners = LocalLearnerGroup(config, "answerer", None, beside=policies)
         self.version = 0
 
     def measure(self, prompts: list[tuple[int, ...]], rows: list[dict[str, str]], *, shared: bool) -> dict[str, Any]:

@@ -121,8 +121,8 @@ class Players:
         return Outcome(attack.injected(live), attack.succeeded(before, after), attack.succeeded(before, vouched))
 
 
-def share(values: Sequence[bool]) -> str:
-    """A share in percent with its interval."""
+def share(values: Sequence[float]) -> str:
+    """A share in percent with its interval. values: a share for each of what is drawn independently."""
     found = bootstrap_interval([float(v) for v in values])
     low, high = (100 * (v if v is not None else found.mean) for v in (found.low, found.high))
     return f"{100 * found.mean:3.0f} [{low:3.0f}, {high:3.0f}]"
@@ -181,11 +181,11 @@ def table(manager: str, attacks: Sequence[Attack], found: dict[str, list[Outcome
             for column in columns:
                 which = "vouched" if column == "vouched" else what
                 of_column = found["marked" if column == "vouched" else column]
-                cells.append(
-                    share(
-                        [getattr(o, which) for a, o in zip(attacks, of_column, strict=True) if kind in (a.kind, "all")]
-                    )
-                )
+                worlds: dict[str, list[bool]] = {}
+                for attack, outcome in zip(attacks, of_column, strict=True):
+                    if kind in (attack.kind, "all"):
+                        worlds.setdefault(attack.id.rpartition("/")[0], []).append(getattr(outcome, which))
+                cells.append(share([sum(of_world) / len(of_world) for of_world in worlds.values()]))
             print(f"{kind:<12}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
 

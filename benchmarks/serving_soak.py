@@ -360,6 +360,8 @@ def soak(service: Service, seconds: float, kills: int) -> bool:
         said = {None: "-", True: "yes", False: "NO"}[flat(life)]
         lived = life.at[-1] - life.born
         print(f"{life.role:<10}{lived:>9.1f}{early:>11.1f}{late:>8.1f}{files[0]:>13}{files[1]:>6}   {said}")
+    answered = Counter(kind for (kind, status), n in seen.statuses.items() if status < 400)
+    never = [kind for kind in seen.seconds if not answered[kind] and kind != "nonsense"]
     errors = sum(n for (_, status), n in seen.statuses.items() if status >= 400)
     checks = {
         f"acknowledged writes {found.get('acknowledged', 0)}, missing": found.get("missing", 0),
@@ -367,6 +369,8 @@ def soak(service: Service, seconds: float, kills: int) -> bool:
         "acknowledged and not found by a search": len(seen.invisible),
         f"error bodies {errors}, not JSON": len(seen.not_json),
         "answers that should not have been": len(seen.wrong),
+        "answers with 500, which is a bug's": sum(n for (_, status), n in seen.statuses.items() if status == 500),
+        f"kinds of request that were never answered ({', '.join(never) or 'none'})": len(never),
         "processes whose memory or files grew": sum(flat(life) is False for life in lives.values()),
     }
     print()

@@ -81,6 +81,16 @@ def ablate(
     overrides: Overrides = None,
     rewards: Annotated[str, typer.Option(help="Comma-separated, such as em_set,f1; empty keeps the stages'.")] = "",
     objectives: Annotated[str, typer.Option(help="Comma-separated, such as grpo,ppo; empty keeps the stages'.")] = "",
+    arms: Annotated[
+        str, typer.Option(help="Comma-separated, such as manager_only,both; empty takes all. neither is always there.")
+    ] = "",
+    seeds: Annotated[str, typer.Option(help="Comma-separated, such as 0,1,2; empty takes the configuration's.")] = "",
+    baselines: Annotated[
+        str, typer.Option(help="Comma-separated systems of memr1 eval, with the weights of the first run of both.")
+    ] = "",
+    controls: Annotated[
+        bool, typer.Option("--controls", help="Negative controls too: rewards shuffled, bank wiped.")
+    ] = False,
     split: Annotated[str, typer.Option(help="For data from a file: validation or test.")] = "validation",
     plan_only: Annotated[bool, typer.Option("--plan", help="Show the runs and stop.")] = False,
 ) -> None:
@@ -90,12 +100,19 @@ def ablate(
     from memr1.config_file import load_config
     from memr1.training import ablate as ablation
 
+    def parts(text: str) -> tuple[str, ...]:
+        return tuple(part for part in text.split(",") if part)
+
+    try:
+        numbers = tuple(int(part) for part in parts(seeds))
+    except ValueError:
+        raise MemR1Error(f"--seeds: {seeds!r} are no whole numbers; write them like 0,1,2") from None
+    study = ablation.Study(parts(arms), parts(rewards), parts(objectives), numbers, parts(baselines), controls)
     resolved = load_config(config, overrides or ())
-    paid, learnt = (tuple(part for part in text.split(",") if part) for text in (rewards, objectives))
     if plan_only:
-        Console().print(ablation.plan_table(ablation.plan(resolved, paid, learnt)))
+        Console().print(ablation.plan_table(ablation.plan(resolved, study)))
         return
-    ablation.ablate(resolved, paid, learnt, split)
+    ablation.ablate(resolved, study, split)
 
 
 @app.command("eval")
@@ -134,7 +151,7 @@ def evaluate(
         table = Table("system", "memory", "answerer", "manager", "what it is")
         table.columns[0].no_wrap = True
         for s in SYSTEMS.values():
-            table.add_row(s.name, s.memory, s.answerer, s.manager if s.memory == "manager" else "", s.description)
+            table.add_row(s.name, s.memory, s.answerer, s.manager if s.managed else "", s.description)
         console.print(table)
         return
     if run_dir is None:

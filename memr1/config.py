@@ -256,6 +256,8 @@ class StageConfig:
     evidence_reward: float = 0.0
     """Of an answerer: the weight in the reward of the F1 of the selected memories against those shown that hold
     evidence. 0 is the paper's outcome-only reward."""
+    shuffle_rewards: bool = False
+    """A negative control: the rewards of each group are dealt anew among its members, so there is nothing to learn."""
     bank: str = "oracle"
     """Whose bank the answerer is trained on: `oracle`, `manager` (the manager as it is now), or `add-everything`."""
     reward: str = "em_set"

@@ -104,6 +104,12 @@ def validate(config: Config, source: str = "config") -> None:
             f"stages.{i}.evidence_reward",
             "pays the selection of an answerer; it needs role=answerer and agents.distillation=true",
         )
+        need(
+            not stage.shuffle_rewards
+            or (stage.objective != "sft" and (stage.group_size or config.rollout.group_size) > 1),
+            f"stages.{i}.shuffle_rewards",
+            "deals rewards anew within a group; it needs another objective than sft, and a group_size above 1",
+        )
         need(stage.epochs >= 1, f"stages.{i}.epochs", f"must be at least 1, is {stage.epochs}")
     _validate_algo(config, need)
     for name in config.evaluation.systems:

@@ -81,13 +81,19 @@ def compare(
 
 
 def compare_seeds(
-    a: Sequence[Sequence[Prediction]], b: Sequence[Sequence[Prediction]], *, metric: str = "em_set", seed: int = 0
+    a: Sequence[Sequence[Prediction]],
+    b: Sequence[Sequence[Prediction]],
+    *,
+    paired_seeds: bool = False,
+    metric: str = "em_set",
+    seed: int = 0,
 ) -> Comparison:
     """Compare two systems of which each was trained with several seeds: (runs of a) against (runs of b).
 
     The interval covers the choice of questions and of seeds, see `crossed_bootstrap`. Questions that some run lacks are
-    counted and left out; those that some run has no score for, such as a verdict of the judge, are left out. Raises
-    MemR1Error as `compare` does; one run on either side is compared as `compare` does.
+    counted and left out; those that some run has no score for, such as a verdict of the judge, are left out.
+    paired_seeds: whether run i of a and run i of b are one run, or began as one.
+    Raises MemR1Error as `compare` does; one run on either side is compared as `compare` does.
     """
     if len(a) == len(b) == 1:
         return compare(a[0], b[0], metric=metric, seed=seed)
@@ -107,7 +113,7 @@ def compare_seeds(
         pairs[0],
         mean_a=sum(means_a) / len(means_a),
         mean_b=sum(means_b) / len(means_b),
-        paired=crossed_bootstrap(first, second, seed=seed),
+        paired=crossed_bootstrap(first, second, paired_seeds=paired_seeds, seed=seed),
         only_a=len(set().union(*runs_a) - set(shared)),
         only_b=len(set().union(*runs_b) - set(shared)),
         seeds_a=tuple(means_a) if len(a) > 1 else (),
@@ -150,7 +156,7 @@ def compare_runs(
             [load_predictions(run / "predictions" / benchmark / f"{chosen}.jsonl") for run in side]
             for chosen, side in ((name, a), (other, b))
         ]
-        found = compare_seeds(sides[0], sides[1], metric=metric)
+        found = compare_seeds(sides[0], sides[1], paired_seeds=list(a) == list(b), metric=metric)
         out.append(replace(found, a=_label(name, a), b=_label(other, b)))
     return out
 

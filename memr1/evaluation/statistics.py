@@ -1,7 +1,7 @@
 """How sure a mean is, and whether a difference between two systems is real. Used by tables and reports.
 
 Questions are resampled one by one. Questions of one dialogue share its bank, so with few dialogues the true uncertainty
-is larger than these intervals say. Only `crossed_bootstrap` covers the seed of a training run, too.
+is larger than these intervals say. Only the crossed ones cover the seed of a training run, too.
 """
 
 from __future__ import annotations
@@ -103,13 +103,16 @@ def crossed_bootstrap(
     a: Sequence[Sequence[float]],
     b: Sequence[Sequence[float]],
     *,
+    paired_seeds: bool = False,
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
 ) -> PairedDifference:
     """Difference of two ways of training, each run with several seeds, over the same questions.
 
-    a, b: (seeds, n) scores; the seeds of a and b may differ in number and are not paired, the questions are.
+    a, b: (seeds, n) scores; the questions are paired.
+    paired_seeds: whether row i of a and of b have something in common, such as the warm start of one run, so that they
+        are drawn together; otherwise the seeds of a and b are drawn apart and may differ in number.
     Seeds and questions are resampled independently of one another (the pigeonhole bootstrap, Owen 2007), since every
     seed answers every question. Of S seeds S - 1 are drawn: drawing S would understate the variance between few seeds
     by (S - 1) / S (Rao and Wu 1988). A side with one seed keeps it, and then its luck is not covered. p-value:
@@ -120,6 +123,8 @@ def crossed_bootstrap(
 
     if not a or not b or len({len(row) for row in (*a, *b)}) != 1:
         raise MemR1Error("crossed_bootstrap: give at least one seed a side, and scores of the same questions for each")
+    if paired_seeds and len(a) != len(b):
+        raise MemR1Error(f"crossed_bootstrap: {len(a)} seeds and {len(b)} cannot be paired; give as many a side")
     first = np.array([_checked(row, confidence, resamples, "a") for row in a])
     second = np.array([_checked(row, confidence, resamples, "b") for row in b])
     n, rng = first.shape[1], np.random.default_rng(seed)
@@ -128,13 +133,24 @@ def crossed_bootstrap(
     step = max(1, _MAX_DRAWS // n)
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
-        gaps = _seed_weights(rng, len(first), size) @ first - _seed_weights(rng, len(second), size) @ second
+        left = _seed_weights(rng, len(first), size)
+        right = left if paired_seeds else _seed_weights(rng, len(second), size)
+        gaps = left @ first - right @ second
         counts = rng.multinomial(n, np.full(n, 1 / n), size=size)
         drawn[start : start + size] = (counts * gaps).sum(axis=1) / n
     tail = (1 - confidence) / 2
     low, high = (float(v) for v in np.quantile(drawn, (tail, 1 - tail)))
     beyond = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     return PairedDifference(difference, low, high, min(1.0, 2 * (beyond + 1) / (resamples + 1)), n, confidence)
+
+
+def crossed_interval(values: Sequence[Sequence[float]]) -> Interval:
+    """Mean over several seeds and the same questions; the interval covers the choice of both, see `crossed_bootstrap`.
+
+    values: (seeds, n) scores. Raises MemR1Error as `crossed_bootstrap` does.
+    """
+    found = crossed_bootstrap(values, [[0.0] * len(row) for row in values[:1]])
+    return Interval(found.difference, found.low, found.high, found.n)
 
 
 def _seed_weights(rng: Any, seeds: int, size: int) -> Any:

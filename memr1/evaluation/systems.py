@@ -24,14 +24,19 @@ class System:
     """A key of `memr1.evaluation.memories.MEMORIES`."""
     answerer: str
     manager: str = UNTRAINED
-    """Only with memory `manager`."""
+    """Only with a memory that a manager keeps."""
     description: str = ""
+
+    @property
+    def managed(self) -> bool:
+        """Whether a manager keeps the memory."""
+        return self.memory in ("manager", "wiped")
 
     @property
     def asks_base(self) -> bool:
         """Whether the untrained model is needed beside the roles."""
-        managed = self.memory == "manager" and self.manager == UNTRAINED
-        return self.answerer == UNTRAINED or managed or self.memory == "linked-notes"
+        by_base = self.managed and self.manager == UNTRAINED
+        return self.answerer == UNTRAINED or by_base or self.memory == "linked-notes"
 
 
 SYSTEMS = {
@@ -55,6 +60,9 @@ SYSTEMS = {
         System("manager-only", "manager", UNTRAINED, TRAINED, "trained manager, untrained answerer"),
         System("answerer-only", "manager", TRAINED, UNTRAINED, "untrained manager, trained answerer"),
         System("trained", "manager", TRAINED, TRAINED, "both roles trained: Memory-R1"),
+        System(
+            "wiped", "wiped", TRAINED, TRAINED, "control: the trained pipeline, its bank emptied before it is asked"
+        ),
         System("oracle-untrained", "oracle", UNTRAINED, description="a perfect bank, the untrained answerer"),
         System("oracle-warm", "oracle", WARM, description="a perfect bank, the supervised answerer"),
         System("oracle-trained", "oracle", TRAINED, description="a perfect bank, the trained answerer"),

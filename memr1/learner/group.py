@@ -11,6 +11,7 @@ from memr1.config import Config
 from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
 from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
+from memr1.models.adapters import PolicyModel
 
 
 class LearnerGroup(Protocol):
@@ -42,11 +43,20 @@ LearnerFactory = Callable[[str, str | None], LearnerGroup]
 class LocalLearnerGroup:
     """One rank in this process."""
 
-    def __init__(self, config: Config, role: str, weights_folder: str | None) -> None:
+    def __init__(
+        self, config: Config, role: str, weights_folder: str | None, beside: PolicyModel | None = None
+    ) -> None:
+        """beside: what generates in this process. The frozen base is then held once for both, and what generation
+        keeps is freed before an update."""
         self.learner = DeepSpeedLearner(config, role, weights_folder, Rendezvous())
+        self._beside = beside
+        if beside is not None:
+            self.learner.policies.share_base(beside)
 
     def update(self, plan: Plan, settings: UpdateSettings) -> list[dict[str, float]]:
         """See `LearnerGroup.update`."""
+        if self._beside is not None:
+            self._beside.forget_merged()
         (microbatches,) = plan.ranks
         return [self.learner.update(microbatches, settings)]
 

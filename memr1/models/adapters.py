@@ -243,6 +243,30 @@ class PolicyModel:
             self._merged[policy] = kept = (state, weights)
         return kept[1]
 
+    def forget_merged(self) -> None:
+        """Free what `use_merged` keeps; it is made again when it is next asked for."""
+        self._merged = {}
+
+    def share_base(self, other: PolicyModel) -> None:
+        """Take the frozen weights of another policy model of this process for one's own, and free the latter.
+
+        Both read them and neither writes them, so nothing else changes. Weights of another type, on another device or
+        in shards stay one's own, and so do all in mode `full`. ValueError for a policy model of another source.
+        """
+        if self.source != other.source:
+            raise ValueError(f"{self.source} and {other.source} have not the same frozen weights")
+        theirs = other._frozen_parameters()
+        for name, p in self._frozen_parameters().items():
+            of = theirs.get(name)
+            if of is not None and (p.shape, p.dtype, p.device) == (of.shape, of.dtype, of.device):
+                p.data = of.data
+
+    def _frozen_parameters(self) -> dict[str, nn.Parameter]:
+        if self.mode == "full":
+            return {}
+        own = {id(p) for parameters in self._parameters.values() for p in parameters.values()}
+        return {name: p for name, p in self._modules[BASE].named_parameters() if id(p) not in own}
+
     def state_of(self, policy: str) -> tuple[Any, ...]:
         """Something that is equal as long as a policy's weights have not changed: caches made with them are good."""
         self._check_policy(policy)

@@ -32,6 +32,7 @@ from memr1.memory.types import Event, Hit, MemoryEntry, MemoryOp, Provenance
 from memr1.serving.errors import ApiError, accepted, as_api_error, not_found
 from memr1.serving.guards import suspicions
 from memr1.serving.jobs import Job, JobTable
+from memr1.serving.known import KnownBanks
 from memr1.serving.quarantine import Held, Quarantine, Wanted
 from memr1.serving.refs import RELEASE_KEY, Applied, BankRef
 from memr1.serving.settings import ServingConfig
@@ -68,17 +69,12 @@ class BankService:
 
     def __init__(self, settings: ServingConfig, embedder: Embedder) -> None:
         """Open the store of the settings. Rules of banks that are there already stay what they were."""
-        self._max_banks, self._guards = settings.max_banks, settings.guards
+        self._guards = settings.guards
         self._store = BankStore.open(settings.db, embedder, owner="memr1 serve", max_open=settings.max_open_banks)
         self._rules = BankRules(max_entries=settings.max_entries)
-        self._known: dict[str | None, set[BankRef]] = {}
-        self._table = threading.Lock()
+        self._known = KnownBanks(settings.max_banks, self._store.names())
         # of whoever makes or drops a bank, which can wait for the database to be written anew; reads do not wait for it
         self._making = threading.RLock()
-        for bank_id in self._store.names():
-            found = Scope.of(bank_id)
-            if found is not None:
-                self._know(BankRef(*found))
         self._jobs = JobTable(self._store, settings.job_days)
         self._quarantine = Quarantine(self._store, settings.max_held)
 
@@ -108,40 +104,36 @@ class BankService:
     def names(self, principal: Scope, within: Scope, name: str | None = None) -> list[BankRef]:
         """Banks of a scope and of narrower ones, sorted; with a name, only the one of exactly this scope, if there."""
         self._check(principal, within)
-        with self._table:
-            known = self._known.get(within.tenant, set())
-            if name is not None:
-                return [ref] if (ref := BankRef(within, name)) in known else []
-            found = [ref for ref in known if within.covers(ref.scope)]
-        return sorted(found, key=lambda ref: ref.scope.bank_id(ref.name))
+        if name is not None:
+            return [ref] if (ref := BankRef(within, name)) in self._known else []
+        return self._known.within(within)
 
     def create(self, principal: Scope, ref: BankRef, rules: BankRules | None = None) -> None:
         """Make an empty bank; 409 when it is there."""
         self._check(principal, ref.scope)
         with self._making:
-            self._check_new(ref)
+            self._known.check_new(ref)
             self._create(ref, rules)
 
     def _create(self, ref: BankRef, rules: BankRules | None = None) -> MemoryBank:
-        self._check_room(ref)
+        self._known.check_room(ref)
         try:
             bank = self._store.scoped(ref.scope).create(ref.name, rules=rules or self._rules)
         except MemR1Error as error:
             raise as_api_error(error) from error
-        self._know(ref)
+        self._known.add(ref)
         return bank
 
     def drop(self, principal: Scope, ref: BankRef) -> None:
         """Remove a bank with everything in it and everything held for it, or nothing."""
         with self._making:
             self._bank(principal, ref)
-            with self._table:
-                self._known[ref.scope.tenant].discard(ref)
+            self._known.discard(ref)
             try:
                 self._store.scoped(ref.scope).drop(ref.name, partial(self._quarantine.remove_of, ref))
             except MemR1Error as error:
                 if ref.scope.bank_id(ref.name) in self._store.names():
-                    self._know(ref)
+                    self._known.add(ref)
                 raise as_api_error(error) from error
 
     def stats(self, principal: Scope, ref: BankRef) -> tuple[BankStats, BankRules]:
@@ -270,9 +262,9 @@ class BankService:
         if bank is None:
             if held := self._held(None, wanted, speakers):
                 return held
-            trial = self.trial(principal, ref, ops, provenance=provenance, time=time, on_reject=on_reject)
-            if not any(r.ok for r in trial.results):
-                return trial  # nothing to keep, so no bank to keep it in
+            tried = self._try(None, ops, provenance=provenance, time=time, on_reject=on_reject)
+            if not any(r.ok for r in tried.results):
+                return tried  # nothing to keep, so no bank to keep it in
             with self._making:
                 bank = self._bank(principal, ref, missing_ok=True)
                 if bank is None:
@@ -390,13 +382,13 @@ class BankService:
                 said = str(error).replace(str(path), "import")
                 raise ApiError(422, "invalid_import", said) from error
         with self._making:
-            self._check_new(ref)
-            self._check_room(ref)
+            self._known.check_new(ref)
+            self._known.check_room(ref)
             try:
                 kept = self._store.scoped(ref.scope).adopt(bank, ref.name)
             except MemR1Error as error:
                 raise as_api_error(error) from error
-            self._know(ref)
+            self._known.add(ref)
         return kept.stats()
 
     def embed(self, texts: Sequence[str]) -> tuple[str, list[list[float]]]:
@@ -498,26 +490,10 @@ class BankService:
         if not principal.covers(scope):
             raise not_found("the bank")
 
-    def _know(self, ref: BankRef) -> None:
-        with self._table:
-            self._known.setdefault(ref.scope.tenant, set()).add(ref)
-
-    def _check_new(self, ref: BankRef) -> None:
-        if ref in self._known.get(ref.scope.tenant, ()):
-            raise ApiError(409, "bank_exists", f"there is a bank {ref.name!r} in this scope already")
-
-    def _check_room(self, ref: BankRef) -> None:
-        if len(self._known.get(ref.scope.tenant, ())) >= self._max_banks:
-            raise ApiError(
-                413, "too_many_banks", f"this tenant has {self._max_banks} banks, its limit; drop some first"
-            )
-
     def _bank(self, principal: Scope, ref: BankRef, missing_ok: bool = False) -> Any:
         """The bank; 404 for one that is not there or not the principal's, None for the first if that is all right."""
         self._check(principal, ref.scope)
-        with self._table:
-            known = ref in self._known.get(ref.scope.tenant, ())
-        if not known:
+        if ref not in self._known:
             if missing_ok:
                 return None
             raise not_found("the bank")

@@ -1,9 +1,10 @@
 """`memr1 ablate`: the ablations of Memory-R1 (arXiv 2508.19828, section 5.3) as a plan of runs, and their table.
 
 The arms are the paper's: neither role trained, the manager only, the answerer only, both without Memory Distillation,
-both. Each is repeated for every reward and objective asked for. An arm is an ordinary run in `<output>/<name>/<arm>`,
-with the supervised stages of the configuration and a part of the others, so everything that works for a run works for
-it; called again, the command goes on where it stopped.
+both. Each is repeated for every reward, objective and seed asked for, and beside them stand the baselines and the
+negative controls asked for. An arm is an ordinary run, with the supervised stages of the configuration and a part of
+the others, so everything that works for a run works for it; called again, the command goes on where it stopped. Stages
+that arms begin with alike are trained once.
 """
 
 from __future__ import annotations
@@ -11,19 +12,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from memr1.config import Config, StageConfig
 from memr1.config_checks import validate
 from memr1.errors import MemR1Error
-from memr1.evaluation.statistics import Interval
-from memr1.evaluation.table import format_interval
-from memr1.training.checkpoints import committed, load_state
+from memr1.evaluation.comparison import compare_seeds
+from memr1.evaluation.evaluate import evaluate_folder
+from memr1.evaluation.predictions import Prediction, load_predictions
+from memr1.evaluation.scores import score
+from memr1.evaluation.statistics import Interval, bootstrap_interval, crossed_interval
+from memr1.evaluation.systems import get_system
+from memr1.evaluation.table import format_interval, markdown
+from memr1.training.checkpoints import branch, committed, load_state
 from memr1.training.runlog import read_evaluation
 
 ARMS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
@@ -34,13 +41,33 @@ ARMS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("both", ("manager", "answerer"), True),
 )
 """Name, roles that learn from rewards, Memory Distillation; in the paper's order."""
+SHUFFLED, WIPED = "both, rewards shuffled", "both, bank wiped"
+"""The negative controls: the first must gain nothing on `neither`, the second must fall to `no-memory`."""
 COLUMNS = ("em_set", "f1", "bleu1")
-TABLE = "ablation.json"
+TABLE, REPORT = "ablation.json", "ablation.md"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked for."""
+
+    arms: tuple[str, ...] = ()
+    """Which of `ARMS` beside `neither`, by the names of their folders, such as `manager_only`; empty takes all."""
+    rewards: tuple[str, ...] = ()
+    """Replace those of the stages, each giving the arms anew; empty keeps what the stages say."""
+    objectives: tuple[str, ...] = ()
+    """Likewise."""
+    seeds: tuple[int, ...] = ()
+    """Every arm is trained with each; empty takes the configuration's."""
+    baselines: tuple[str, ...] = ()
+    """Systems of `memr1 eval` that are evaluated in the first run of `both`."""
+    controls: bool = False
+    """Whether the negative controls are run."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table."""
+    """One row of the table, of one seed."""
 
     name: str
     reward: str
@@ -51,36 +78,62 @@ class Arm:
     system: str
     """Which system of the run is the row."""
 
+    @property
+    def row(self) -> tuple[str, str, str]:
+        """What the arms of all seeds have in common."""
+        return self.name, self.reward, self.objective
 
-def plan(config: Config, rewards: Sequence[str] = (), objectives: Sequence[str] = ()) -> list[Arm]:
-    """The arms of a configuration with stages that learn from rewards.
 
-    rewards, objectives: replace those of the stages, each pair giving the arms anew; empty keeps what the stages say.
+def plan(config: Config, study: Study) -> list[Arm]:
+    """The arms of a configuration with stages that learn from rewards, seed by seed, in the order they are trained.
+
     Raises MemR1Error for a configuration without such stages of both roles, and for settings that do not go together.
     """
     learning = [s for s in config.stages if s.objective != "sft"]
     for role in ("manager", "answerer"):
         if all(s.role != role for s in learning):
             raise MemR1Error(f"stages: no stage trains the {role} on rewards, so there is nothing to leave out")
+    for name in study.baselines:
+        get_system(name)
+    known = [_slug(name) for name, _, _ in ARMS]
+    for name in study.arms:
+        if name not in known:
+            raise MemR1Error(f"arms: there is no {name!r}; choose from {', '.join(known)}")
+    if study.arms and "both" not in study.arms and (study.baselines or study.controls):
+        raise MemR1Error("baselines and controls stand beside the arm `both`; add it to the arms")
+    if len(set(study.seeds)) < len(study.seeds):
+        raise MemR1Error(f"seeds: {', '.join(map(str, study.seeds))} names one twice; it would count twice")
+    arms = [arm for seed in study.seeds or (config.seed,) for arm in _plan_seed(_seeded(config, seed, study), study)]
+    for arm in arms:
+        validate(arm.config, f"arm {arm.config.name}")
+    return arms
+
+
+def _seeded(config: Config, seed: int, study: Study) -> Config:
+    return replace(config, seed=seed, name=f"{config.name}/seed_{seed}" if study.seeds else config.name)
+
+
+def _plan_seed(config: Config, study: Study) -> list[Arm]:
     arms: list[Arm] = []
-    for reward in rewards or ("",):
-        for objective in objectives or ("",):
+    for reward in study.rewards or ("",):
+        for objective in study.objectives or ("",):
             for name, roles, distillation in ARMS:
                 if not roles and arms:
                     continue  # what is not trained has neither a reward nor an objective
+                if roles and study.arms and _slug(name) not in study.arms:
+                    continue
                 kept = [s for s in config.stages if s.objective == "sft" or s.role in roles]
                 stages = tuple(_changed(s, reward, objective, distillation) for s in kept)
-                paid = [s for s in stages if s.objective != "sft"]
-                arm = Arm(
-                    name=name,
-                    reward=", ".join(dict.fromkeys(s.reward for s in paid)),
-                    objective=", ".join(dict.fromkeys(s.objective for s in paid)),
-                    config=_run_config(config, name, reward, objective, stages, distillation),
-                    system=_system(stages),
-                )
-                validate(arm.config, f"arm {arm.config.name}")
-                arms.append(arm)
-    return arms
+                arms.append(_arm(config, name, reward, objective, stages, distillation))
+    both = next((arm for arm in arms if arm.name == "both"), None)
+    if both is None:
+        return arms
+    if study.controls:
+        dealt = [replace(s, shuffle_rewards=s.objective != "sft") for s in both.config.stages]
+        reward, objective = (first[0] if first else "" for first in (study.rewards, study.objectives))
+        arms.append(_arm(config, SHUFFLED, reward, objective, tuple(dealt), True))
+        arms.append(replace(both, name=WIPED, system="wiped"))
+    return arms + [replace(both, name=name, system=name) for name in study.baselines]
 
 
 def _changed(stage: StageConfig, reward: str, objective: str, distillation: bool) -> StageConfig:
@@ -90,20 +143,28 @@ def _changed(stage: StageConfig, reward: str, objective: str, distillation: bool
     return replace(stage, reward=reward or stage.reward, objective=objective or stage.objective, evidence_reward=paid)
 
 
-def _run_config(
-    config: Config, arm: str, reward: str, objective: str, stages: tuple[StageConfig, ...], distillation: bool
-) -> Config:
-    words = [arm, *((reward, objective) if stages else ())]
-    if arm == "neither":
+def _arm(
+    config: Config, name: str, reward: str, objective: str, stages: tuple[StageConfig, ...], distillation: bool
+) -> Arm:
+    words = [name, *((reward, objective) if stages else ())]
+    if name == "neither":
         words = words[:1]
-    return replace(
+    paid = [s for s in stages if s.objective != "sft"]
+    system = _system(stages)
+    run = replace(
         config,
-        name=f"{config.name}/{'-'.join(re.sub('[^A-Za-z0-9_.]+', '_', w) for w in words if w)}",
+        name=f"{config.name}/{'-'.join(_slug(w) for w in words if w)}",
         stages=stages,
         agents=replace(config.agents, distillation=distillation),
         data=replace(config.data, cache=str(config.cache_dir)),  # facts and tasks are made once for all arms
-        evaluation=replace(config.evaluation, systems=(_system(stages),)),
+        evaluation=replace(config.evaluation, systems=(system,)),
     )
+    rewards, objectives = (", ".join(dict.fromkeys(getattr(s, what) for s in paid)) for what in ("reward", "objective"))
+    return Arm(name, rewards, objectives, run, system)
+
+
+def _slug(words: str) -> str:
+    return re.sub("[^A-Za-z0-9_.]+", "_", words)
 
 
 def _system(stages: Sequence[StageConfig]) -> str:
@@ -114,80 +175,146 @@ def _system(stages: Sequence[StageConfig]) -> str:
     return f"{trained.pop()}-only" if trained else "untrained"
 
 
-def ablate(
-    config: Config, rewards: Sequence[str], objectives: Sequence[str], split: str, console: Console | None = None
-) -> list[dict[str, Any]]:
+def ablate(config: Config, study: Study, split: str, console: Console | None = None) -> list[dict[str, Any]]:
     """Train and evaluate all arms that are not there yet, one after the other; prints and writes the table.
 
+    Rows that earlier calls with other arms have left in the table stay in it.
     split: which conversations arms are evaluated on where `data.kind` is a file; generated worlds have their own.
     """
     from memr1.training.run import train
 
     console = console or Console()
-    arms = plan(config, rewards, objectives)
+    arms = plan(config, study)
     console.print(plan_table(arms))
+    runs = list({arm.config.run_dir: arm.config for arm in arms if arm.config.stages}.values())
+    for n, run in enumerate(runs):
+        _branch_off(run, runs[:n])
+        train(run, resume="auto", console=console)
+    kind = config.data.kind
+    label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
+    answers: dict[tuple[str, str, str], list[list[Prediction]]] = {}
+    found: dict[tuple[str, str, str], Arm] = {}
     for arm in arms:
-        if arm.config.stages:
-            train(arm.config, resume="auto", console=console)
-    rows = []
-    for arm in arms:
-        home = arm if arm.config.stages else arms[-1]  # the base model can be evaluated in the folder of any run
-        rows.append(_row(arm, home.config.name, _measured(arm, home.config.run_dir, config, split, console)))
+        run_dir = _home(arm, arms).run_dir
+        _evaluate(arm.system, run_dir, label, config, split, console)
+        predictions = load_predictions(run_dir / "predictions" / label / f"{arm.system}.jsonl")
+        answers.setdefault(arm.row, []).append(predictions)
+        found.setdefault(arm.row, arm)
+    both = next((arm.row for arm in arms if arm.name == "both"), None)
+    rows = [_row(arm, answers, arms[0].row, both, _home(arm, arms).name) for arm in found.values()]
     folder = Path(config.output) / config.name
+    rows += _others(folder / TABLE, rows)
     (folder / TABLE).write_text(json.dumps(rows, indent=2) + "\n")
-    console.print(_result_table(rows))
-    console.print(f"written to {folder / TABLE}", soft_wrap=True, markup=False)
+    (folder / REPORT).write_text(markdown(*table_cells(rows)))
+    table = Table(title="percent, with 95 % intervals")
+    header, body = table_cells(rows)
+    for name in header:
+        table.add_column(name)
+    for line in body:
+        table.add_row(*[Text(cell) for cell in line])
+    console.print(table)
+    console.print(f"written to {folder / TABLE} and {folder / REPORT}", soft_wrap=True, markup=False)
     return rows
 
 
-def _measured(arm: Arm, run_dir: Path, config: Config, split: str, console: Console) -> dict[str, Any]:
-    """The row of the arm's system, from the run's folder; evaluated first where it is not there."""
-    kind = config.data.kind
-    label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
+def _branch_off(run: Config, before: Sequence[Config]) -> None:
+    """Begin a run that was not begun yet where the earlier one that has most stages in common with it had done them."""
+    if committed(run.run_dir):
+        return
 
-    def found() -> dict[str, Any] | None:
+    def shared(other: Config) -> int:
+        if replace(other, name=run.name, stages=run.stages, evaluation=run.evaluation) != run:
+            return 0
+        pairs = list(zip(other.stages, run.stages, strict=False))
+        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+
+    donor = max(before, key=shared, default=None)
+    if donor is not None and shared(donor):
+        branch(donor.run_dir, run.run_dir, shared(donor))
+
+
+def _home(arm: Arm, arms: Sequence[Arm]) -> Config:
+    """The run in whose folder an arm is evaluated: its own; that of any other will do for the base model."""
+    return arm.config if arm.config.stages else next(a.config for a in reversed(arms) if a.config.stages)
+
+
+def _evaluate(system: str, run_dir: Path, label: str, config: Config, split: str, console: Console) -> None:
+    """Have the predictions of a system of a finished run in its folder."""
+
+    def there() -> bool:
         step = load_state(committed(run_dir)[-1]).step
-        rows = [
-            r for r in read_evaluation(run_dir)
-            if r["system"] == arm.system and r["benchmark"] == label and r["step"] == step
-        ]  # fmt: skip
-        return rows[-1] if rows else None
+        return any(
+            r["system"] == system and r["benchmark"] == label and r["step"] == step for r in read_evaluation(run_dir)
+        )
 
-    row = found()
-    if row is None:
-        from memr1.evaluation.evaluate import evaluate_folder
-
-        path = Path(config.data.path) if config.data.path else None
-        part = "test" if kind == "factworld" else split
-        evaluate_folder(run_dir, kind, path, part, (arm.system,), (), console)
-        row = found()
-    if row is None:
-        raise MemR1Error(f"{run_dir}: {arm.system} was evaluated on {label} and left no row; see its report")
-    return row
+    if not there():
+        kind, path = config.data.kind, Path(config.data.path) if config.data.path else None
+        evaluate_folder(run_dir, kind, path, "test" if kind == "factworld" else split, (system,), (), console)
+    if not there():
+        raise MemR1Error(f"{run_dir}: {system} was evaluated on {label} and left no row; see its report")
 
 
-def _row(arm: Arm, run: str, measured: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: measured["metrics"][name] for name in COLUMNS if name in measured["metrics"]}
+def _row(
+    arm: Arm,
+    answers: dict[tuple[str, str, str], list[list[Prediction]]],
+    neither: tuple[str, str, str],
+    both: tuple[str, str, str] | None,
+    run: str,
+) -> dict[str, Any]:
+    own = answers[arm.row]
+    metrics: dict[str, Interval] = {}
+    for metric in COLUMNS:
+        scores = [[value for p in seed if (value := score(p, metric)) is not None] for seed in own]
+        if all(scores) and len({len(values) for values in scores}) == 1:
+            metrics[metric] = bootstrap_interval(scores[0]) if len(own) == 1 else crossed_interval(scores)
+
+    def gain(of: tuple[str, str, str] | None, over: tuple[str, str, str]) -> dict[str, Any] | None:
+        if of is None or of == over:
+            return None
+        return asdict(compare_seeds(answers[of], answers[over], paired_seeds=True).paired)  # they begin as one run
+
     return {
-        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "run": run,
-        "system": arm.system, "questions": measured["n"], "metrics": metrics,
+        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "run": run, "system": arm.system,
+        "seeds": len(own), "questions": len(own[0]), "metrics": {name: asdict(v) for name, v in metrics.items()},
+        "over_neither": gain(arm.row, neither), "both_over_it": gain(both, arm.row),
     }  # fmt: skip
+
+
+def _others(table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the table as it was that are not among those made now."""
+    made = {(r["arm"], r["reward"], r["objective"]) for r in rows}
+    before = json.loads(table.read_text()) if table.is_file() else []
+    return [r for r in before if (r["arm"], r["reward"], r["objective"]) not in made]
 
 
 def plan_table(arms: Sequence[Arm]) -> Table:
     """The arms before they are run."""
     table = Table("arm", "reward", "objective", "stages", "run folder", title="plan")
+    seen: set[Path] = set()
     for arm in arms:
         stages = ", ".join(f"{s.name} x{s.steps}" for s in arm.config.stages) or "none"
-        where = str(arm.config.run_dir) if arm.config.stages else "(that of the last arm)"
-        table.add_row(arm.name, arm.reward, arm.objective, stages, where)
+        if arm.config.run_dir in seen:
+            stages = "no further"
+        seen.add(arm.config.run_dir)
+        table.add_row(arm.name, arm.reward, arm.objective, stages, str(_home(arm, arms).run_dir))
     return table
 
 
-def _result_table(rows: Sequence[dict[str, Any]]) -> Table:
-    table = Table("trained", "reward", "objective", *COLUMNS, "questions", title="percent, with 95 % intervals")
+def table_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and body of the finished table: percent with 95 % intervals; differences of em_set by question."""
+    header = ["arm", "reward", "objective", *COLUMNS, "over neither", "both over it", "questions"]
+    body = []
     for row in rows:
         found = [row["metrics"].get(name) for name in COLUMNS]
         cells = [format_interval(None if values is None else Interval(**values)) for values in found]
-        table.add_row(row["arm"], row["reward"], row["objective"], *cells, str(row["questions"]))
-    return table
+        gains = [_signed(row["over_neither"]), _signed(row["both_over_it"])]
+        count = f"{row['questions']} x {row['seeds']}" if row["seeds"] > 1 else str(row["questions"])
+        body.append([row["arm"], row["reward"], row["objective"], *cells, *gains, count])
+    return header, body
+
+
+def _signed(paired: dict[str, Any] | None) -> str:
+    if paired is None:
+        return ""
+    span = "" if paired["low"] is None else f" [{100 * paired['low']:+.1f}, {100 * paired['high']:+.1f}]"
+    return f"{100 * paired['difference']:+.1f}{span}"

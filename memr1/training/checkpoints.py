@@ -19,6 +19,7 @@ from typing import Any
 from memr1 import storage
 from memr1.errors import MemR1Error
 from memr1.training.batch import BATCH_FILE
+from memr1.training.runlog import METRICS_FILE, ROLLOUTS_DIR, rollout_files
 
 MARKER = "COMMITTED"
 
@@ -109,6 +110,25 @@ def adopt(checkpoint: Path, run_dir: Path) -> Path:
         partial(storage.copy, learner) if learner.is_dir() else None,
         partial(shutil.copyfile, batch) if batch.exists() else None,
     )
+
+
+def branch(run_dir: Path, new: Path, stages: int) -> Path:
+    """Let a run begin where another one had finished its first `stages` stages, with their log; its first checkpoint.
+
+    What follows is what it would be if the new run had trained these stages itself, with the other one's samples.
+    Raises MemR1Error where the other run has not come that far, and as `adopt` does.
+    """
+    ends = list(load_state(committed(run_dir)[-1]).stage_ends.values())[:stages]
+    if len(ends) < stages:
+        raise MemR1Error(f"{run_dir}: {len(ends)} stages are finished, {stages} are wanted; go on with it first")
+    new.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(run_dir / METRICS_FILE, new / METRICS_FILE)  # cut to the stages when the run goes on
+    for path in rollout_files(run_dir).values():
+        (new / ROLLOUTS_DIR).mkdir(exist_ok=True)
+        shutil.copy(path, new / ROLLOUTS_DIR)
+    for name in ends:
+        last = adopt(run_dir / "checkpoints" / name, new)
+    return last
 
 
 def load_state(checkpoint: Path) -> TrainState:

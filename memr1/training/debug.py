@@ -39,8 +39,9 @@ class Rehearsal(Trainer):
             raise MemR1Error(f"stage {stage} is supervised: it plays nothing; name a stage that learns from rollouts")
         config = replace(config, learner=replace(config.learner, num_learners=1))
         pool = LocalPool(config) if plays else cast(RunnerPool, None)  # only the learner is needed then
+        beside = pool.runner.policies if isinstance(pool, LocalPool) else None
         super().__init__(
-            config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder), cast("RunLog", None)
+            config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder, beside), cast("RunLog", None)
         )
         self.checkpoint = checkpoint
         ahead = False

@@ -200,8 +200,10 @@ def _memory_lines(
     for name, parts in (("learner", learner), ("runner", runner)):
         listed = ", ".join(f"{what} {_gib(size)}" for what, size in parts.items())
         yield f"a {name}: {_gib(sum(parts.values()))} GiB ({listed})"
+    one_process = config.backend == "local" and config.model.weights == "lora"
+    shared = arch.parameters * width if one_process else 0  # the base, which both read there
     for device, (learners, runners) in placed.devices.items():
-        total = learners * sum(learner.values()) + runners * sum(runner.values())
+        total = learners * sum(learner.values()) + runners * sum(runner.values()) - shared
         yield f"{device}, {learners} learners and {runners} runners: {_gib(total)} GiB"
         if gpus.gib is not None and not on_cpu and total / 2**30 > gpus.gib:
             raise MemR1Error(

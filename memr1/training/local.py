@@ -15,9 +15,12 @@ class LocalSession:
     """A training session in this process; the Ray session (`memr1.rllib.session`) has the same face."""
 
     def __init__(self, config: Config, log: RunLog, resume: Path | None) -> None:
-        self.trainer = Trainer(
-            config, LocalPool(config), lambda role, folder: LocalLearnerGroup(config, role, folder), log, resume
-        )
+        pool = LocalPool(config)
+
+        def learners(role: str, folder: str | None) -> LocalLearnerGroup:
+            return LocalLearnerGroup(config, role, folder, beside=pool.runner.policies)
+
+        self.trainer = Trainer(config, pool, learners, log, resume)
 
     def step(self) -> dict[str, float]:
         """One optimizer step."""

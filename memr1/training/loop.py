@@ -32,6 +32,7 @@ from memr1.storage import copy, exists
 from memr1.training.batch import BATCH_FILE, Batch, staleness
 from memr1.training.checkpoints import TrainState, committed, discard, load_state, prune, save_checkpoint
 from memr1.training.checks import check_first_update
+from memr1.training.controls import shuffle_rewards
 from memr1.training.metrics import learner_metrics, rollout_metrics, trajectory_record
 from memr1.training.runlog import RunLog
 from memr1.training.schedule import learning_rate
@@ -170,6 +171,8 @@ class Trainer:
                 evidence_reward=self.stage.evidence_reward,
             )
             check_play(batch, self.state.versions)
+            if self.stage.shuffle_rewards:
+                batch = shuffle_rewards(batch, plays[0].seed)
             names = {t.group_id: len(trajectories) + n for n, t in enumerate(batch)}
             trajectories += batch
             groups += [names[t.group_id] for t in batch if t.reward is not None]

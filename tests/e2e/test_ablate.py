@@ -1,9 +1,10 @@
-"""`memr1 ablate` as a whole: five arms are trained and evaluated, once."""
+"""`memr1 ablate` as a whole: all arms are trained and evaluated, once."""
 
 from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from memr1.config_file import load_config
 from memr1.training import run
-from memr1.training.ablate import ablate
-from memr1.training.runlog import read_evaluation
+from memr1.training.ablate import Study, ablate, plan
+from memr1.training.checkpoints import committed
+from memr1.training.runlog import read_evaluation, read_metrics
 from tests.e2e.plumbing import install
 
 SETTINGS = (
@@ -41,9 +43,9 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
 
     monkeypatch.setattr(run, "train", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        ablate(config, (), (), "test", Console(file=io.StringIO()))
+        ablate(config, Study(), "test", Console(file=io.StringIO()))
     monkeypatch.setattr(run, "train", whole)
-    rows = ablate(config, (), (), "test", Console(file=io.StringIO()))
+    rows = ablate(config, Study(), "test", Console(file=io.StringIO()))
     names = ["neither", "manager only", "answerer only", "both, without distillation", "both"]
     assert [r["arm"] for r in rows] == names
     assert [r["system"] for r in rows] == ["untrained", "manager-only", "answerer-only", "trained", "trained"]
@@ -51,5 +53,43 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
     assert all(r["questions"] == 7 and "f1" in r["metrics"] for r in rows)
     assert json.loads((tmp_path / "study" / "ablation.json").read_text()) == rows
     before = [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")]
-    assert ablate(config, (), (), "test", Console(file=io.StringIO())) == rows
+    assert ablate(config, Study(), "test", Console(file=io.StringIO())) == rows
     assert [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")] == before
+
+
+WARM = "stages=[{role: answerer, objective: sft, steps: 2}, {role: answerer, steps: 1}, {role: manager, steps: 1}]"
+
+
+def test_stages_that_arms_begin_with_alike_are_trained_once_and_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm that branched off has the weights, bit for bit, the log and the table of one that was trained alone."""
+    install(monkeypatch.setattr)
+    config = load_config(None, [*SETTINGS, WARM, f"output={tmp_path / 'all'}"])
+    study = Study(seeds=(1, 2), baselines=("no-memory",), controls=True)
+    rows = ablate(config, study, "test", Console(file=io.StringIO()))
+    assert [(r["arm"], r["seeds"], r["questions"]) for r in rows[-4:]] == [
+        (name, 2, 7) for name in ("both", "both, rewards shuffled", "both, bank wiped", "no-memory")
+    ]
+    wiped, nothing = (r["metrics"] for r in rows[-2:])
+    assert wiped == nothing, "what is left of a wiped bank is no memory"
+    assert rows[0]["over_neither"] is None and rows[-1]["both_over_it"]["n"] == 7
+    both = next(a for a in plan(config, study) if a.name == "both")
+    alone = replace(both.config, output=str(tmp_path / "alone"))
+    run.train(alone, console=Console(file=io.StringIO()))
+    kept = [committed(folder)[-1] / "policies" for folder in (both.config.run_dir, alone.run_dir)]
+    files = sorted(path.relative_to(kept[0]) for path in kept[0].rglob("*") if path.is_file())
+    assert files and all((kept[0] / name).read_bytes() == (kept[1] / name).read_bytes() for name in files)
+    clocks = ("time", "engine/prefill_s", "engine/decode_s", "tokens/per_second")
+    logs = [
+        [{k: v for k, v in line.items() if not k.startswith(clocks)} for line in read_metrics(folder)]
+        for folder in (both.config.run_dir, alone.run_dir)
+    ]
+    assert [line["stage"] for line in logs[0]] == ["answerer-sft", "answerer-sft", "answerer-grpo", "manager-grpo"]
+    assert logs[0] == logs[1]
+    began = [line["time"] for line in read_metrics(both.config.run_dir)[:2]]
+    neither = next(a for a in plan(config, study) if a.name == "neither")
+    assert began == [line["time"] for line in read_metrics(neither.config.run_dir)], "they were trained once"
+    part = ablate(config, Study(arms=("answerer_only",), seeds=(1, 2)), "test", Console(file=io.StringIO()))
+    rest = [r["arm"] for r in rows if r["arm"] not in ("neither", "answerer only")]
+    assert [r["arm"] for r in part] == ["neither", "answerer only", *rest], "rows of earlier calls stay"

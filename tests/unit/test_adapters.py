@@ -397,3 +397,32 @@ def _logits_of_base(model: PolicyModel, ids: object) -> torch.Tensor:
 
     with torch.inference_mode(), model.use("base") as module:
         return module(input_ids=ids).logits
+
+
+def test_a_shared_base_is_held_once_and_each_keeps_adapters_of_its_own() -> None:
+    engine, learner = create("lora"), create("lora", seed=7)
+    shift(engine, "answerer")
+    shift(learner, "answerer", seed=2)
+    before = logits(engine, "answerer"), logits(learner, "answerer")
+    learner.share_base(engine)
+    held = [
+        {p.data_ptr() for name, p in policies.module("base").named_parameters() if "lora_" not in name}
+        for policies in (engine, learner)
+    ]
+    assert held[0] == held[1] and held[0]
+    with engine.use_merged("answerer") as merged, torch.no_grad():  # swaps weights of its own modules only
+        assert torch.equal(logits(learner, "answerer"), before[1])
+        assert torch.allclose(logits_of(merged), before[0], atol=1e-5)
+    assert torch.equal(logits(engine, "answerer"), before[0])
+    engine.forget_merged()
+    with engine.use_merged("answerer") as merged, torch.no_grad():
+        assert torch.allclose(logits_of(merged), before[0], atol=1e-5)
+
+
+def test_only_the_same_model_shares_and_whole_copies_do_not() -> None:
+    with pytest.raises(ValueError, match="not the same frozen weights"):
+        create("lora").share_base(PolicyModel.create(plain_model(), ROLES))
+    one, other = create("full"), create("full")
+    one.share_base(other)
+    pointers = [{p.data_ptr() for role in ROLES for p in m.module(role).parameters()} for m in (one, other)]
+    assert not pointers[0] & pointers[1]

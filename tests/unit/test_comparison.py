@@ -16,7 +16,7 @@ import pytest
 from memr1.errors import MemR1Error
 from memr1.evaluation.comparison import compare, compare_runs, compare_seeds
 from memr1.evaluation.predictions import Prediction, dump_predictions
-from memr1.evaluation.statistics import _seed_weights, crossed_bootstrap
+from memr1.evaluation.statistics import _seed_weights, crossed_bootstrap, crossed_interval
 
 
 def answers(rights: Sequence[bool], system: str = "trained", benchmark: str = "factworld") -> list[Prediction]:
@@ -53,6 +53,22 @@ def test_the_variance_between_few_seeds_is_not_understated() -> None:
     weights = _seed_weights(np.random.default_rng(0), len(values), 40000)
     assert weights.sum(axis=1) == pytest.approx(np.ones(40000))
     assert float(np.var(weights @ np.array(values))) == pytest.approx(spread, rel=0.03)
+
+
+def test_what_seeds_have_in_common_cancels_where_they_are_paired() -> None:
+    """Seeds that differ by far more than a and b do: apart nothing is shown, paired the difference is exact."""
+    a, b = [[0.3] * 40, [0.6] * 40, [0.9] * 40], [[0.2] * 40, [0.5] * 40, [0.8] * 40]
+    assert not crossed_bootstrap(a, b).real
+    paired = crossed_bootstrap(a, b, paired_seeds=True)
+    assert paired.low == pytest.approx(0.1) and paired.high == pytest.approx(0.1) and paired.real
+    with pytest.raises(MemR1Error, match="3 seeds and 2 cannot be paired"):
+        crossed_bootstrap(a, b[:2], paired_seeds=True)
+
+
+def test_a_mean_over_seeds_is_no_surer_than_its_seeds() -> None:
+    found = crossed_interval([[0.3] * 40, [0.6] * 40, [0.9] * 40])
+    assert (found.mean, found.n) == (pytest.approx(0.6), 40)
+    assert (found.low, found.high) == (pytest.approx(0.3), pytest.approx(0.9))
 
 
 def test_one_seed_a_side_is_the_paired_comparison() -> None:

@@ -67,6 +67,16 @@ def test_every_stand_in_is_named() -> None:
     assert "# Memory" not in unknown
 
 
+def test_one_process_holds_the_base_once() -> None:
+    def gib(said: str) -> float:
+        (line,) = [line for line in said.splitlines() if "1 learners and 1 runners: " in line]
+        return float(line.rsplit(": ", 1)[1].removesuffix(" GiB"))
+
+    options = ("model.name=Qwen/Qwen2.5-3B-Instruct", "model.device=cuda")
+    apart, together = (gib(report(small(*options, f"backend={b}"), Gpus(1))) for b in ("ray", "local"))
+    assert apart - together == pytest.approx(3.086e9 * 2 / 2**30, abs=0.11)  # both are printed to 0.1
+
+
 def test_a_replay_is_planned_for_all_its_decisions_and_questions() -> None:
     config = small("stages=[{role: manager, episode: replay, steps: 1}]", "rollout.prompts_per_step=1")
     said = report(config)

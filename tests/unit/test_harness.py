@@ -66,14 +66,14 @@ def test_every_system_answers_every_final_question_once(name: str) -> None:
     answerers = {r.policy for batch in engine.batches for r in batch if len(batch) == len(QUESTIONS)}
     assert answerers == {"base" if system.answerer == UNTRAINED else "answerer"}
     deciders = {r.policy for batch in engine.batches[:-1] for r in batch}
-    if system.memory == "manager":
+    if system.managed:
         assert deciders == {"base" if system.manager == UNTRAINED else "manager"}
     elif system.memory == "linked-notes":
         assert deciders == {"base"}
     else:
         assert deciders == set() and len(engine.batches) == 1
     assert len(footprints) == len(DIALOGUES) and all(f.seconds > 0 for f in footprints)
-    assert all((f.upkeep.tokens > 0) == (system.memory in ("manager", "linked-notes")) for f in footprints)
+    assert all((f.upkeep.tokens > 0) == (system.managed or system.memory == "linked-notes") for f in footprints)
 
 
 def test_no_memory_shows_nothing() -> None:

@@ -417,3 +417,17 @@ def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(make_gro
         group.update(work, make_settings(work))
     assert far(group.learner.weights(), start) == 0.0
     assert len(json.loads((tmp_path / "run/refused/rank-0.json").read_text())) == 2
+
+
+def test_a_learner_beside_an_engine_trains_as_one_alone(make_group: MakeGroup) -> None:
+    config = make_config(kl_coef=0.5)
+    model = config.model
+    policies = PolicyModel.create(model.name, (ROLE,), "lora", model.lora, dtype=model.dtype, device=model.device)
+    alone, beside = make_group(config), LocalLearnerGroup(config, ROLE, None, beside=policies)
+    try:
+        assert train(alone, 2) == train(beside, 2)
+        assert far(alone.weights(), beside.weights()) == 0.0
+        held = {p.data_ptr() for p in policies.module(ROLE).parameters()}
+        assert held & {p.data_ptr() for p in beside.learner.policies.module(ROLE).parameters()}
+    finally:
+        beside.close()

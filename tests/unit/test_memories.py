@@ -75,12 +75,20 @@ def test_sizes_follow_the_sessions_and_end_with_what_is_held(name: str) -> None:
         ),
     )
     memory = built(name, known, says="ADD")
-    assert memory.sizes == ((0, 0, 0) if name == "none" else (2, 2, 3))
+    assert memory.sizes == ((0, 0, 0) if name in ("none", "wiped") else (2, 2, 3))
     assert len(memory.entries) == memory.sizes[-1]
     shown = memory.retrieve("blue whales")
     assert {e.id for e in shown} <= {e.id for e in memory.entries}
-    if name not in ("none", "full-context"):
+    if name not in ("none", "wiped", "full-context"):
         assert "blue whales swim" in shown[0].text
+
+
+def test_a_wiped_bank_was_filled_and_shows_nothing() -> None:
+    talk = dialogue(["red apples grow", "blue whales swim"])
+    kept, wiped = (built(name, talk, says="ADD") for name in ("manager", "wiped"))
+    assert len(kept.retrieve("blue whales")) == 2 and wiped.retrieve("blue whales") == []
+    assert wiped.upkeep.decisions == kept.upkeep.decisions == 2 and wiped.upkeep.tokens == kept.upkeep.tokens > 0
+    assert not wiped.entries and not wiped.ended
 
 
 def test_hybrid_is_the_fusion_of_its_two_rankings() -> None:
@@ -172,6 +180,6 @@ def test_every_kind_of_memory_has_a_system() -> None:
 
 def test_a_world_without_facts_leaves_memories_empty() -> None:
     silent: Any = Dialogue("d", ("Ana",), (Session("s1", None, "", (Turn("D1:1", "Ana", "Hi.", ()),)),))
-    for name in ("add-everything", "rules", "linked-notes", "manager", "oracle"):
+    for name in ("add-everything", "rules", "linked-notes", "manager", "wiped", "oracle"):
         memory = built(name, silent)
         assert (list(memory.entries), memory.sizes, memory.retrieve("hi?")) == ([], (0,), [])

@@ -150,3 +150,19 @@ def test_too_many_failed_episodes_end_the_run_with_the_first_message() -> None:
         trainer(
             ScriptedPool(2, error="the bank burnt down"), "rollout.prompts_per_step=12", "rollout.group_size=2"
         )._play_groups(0)
+
+
+def test_a_stage_with_shuffled_rewards_pays_groups_as_before_and_members_by_chance() -> None:
+    size = 8
+    options = ("rollout.prompts_per_step=40", f"rollout.group_size={size}")
+    plain = trainer(ScriptedPool(live_every=1), *options)._play_groups(0)
+    dealt = trainer(ScriptedPool(live_every=1), *options, "stages=[{shuffle_rewards: true}]")._play_groups(0)
+
+    def groups(sequences: list[Any]) -> list[list[float]]:
+        scores = [s.advantage for s in sequences]
+        return [scores[i : i + size] for i in range(0, len(scores), size)]
+
+    before, after = groups(plain.sequences), groups(dealt.sequences)
+    assert [sorted(g) for g in after] == [sorted(g) for g in before]
+    assert {g.index(max(g)) for g in before} == {0}, "the script pays the first member most"
+    assert len({g.index(max(g)) for g in after}) == size

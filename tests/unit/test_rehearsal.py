@@ -20,7 +20,7 @@ from tests.unit.scripted import make_config
 class OneLearner:
     """Takes the plan of one rank, as `LocalLearnerGroup` does."""
 
-    def __init__(self, config: Any, role: str, folder: str | None) -> None:
+    def __init__(self, config: Any, role: str, folder: str | None, beside: Any) -> None:
         pass
 
     def supports_shared_prefixes(self) -> bool:

@@ -12,6 +12,7 @@ from memr1.evaluation.memories import (
     oracle,
     rules,
     tiers,
+    wiped,
 )
 from memr1.evaluation.memories.base import Build, Memory
 
@@ -27,6 +28,7 @@ MEMORIES: dict[str, Build] = {
     "tiers": tiers.build,
     "manager": manager.build,
     "oracle": oracle.build,
+    "wiped": wiped.build,
 }
 
 __all__ = ["MEMORIES", "Memory"]
