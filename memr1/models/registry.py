@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from memr1.errors import MemR1Error
 from memr1.models import packaged
 from memr1.models.attention import text_config
-from memr1.models.cpu_products import use_onednn_where_exact
 
 if TYPE_CHECKING:
     import torch
@@ -130,7 +129,6 @@ def load_causal_lm(
     dtype: `auto`, `float32`, `bfloat16`, `float16` or a torch.dtype; see `pick_dtype`.
     device: `auto`, `cpu`, `cuda`, `cuda:N` or a torch.device; see `pick_device`.
     attn_implementation: transformers' name of an attention kernel; None leaves the choice to transformers.
-    In float32 on a CPU, this process from then on multiplies with oneDNN where that is exact (`cpu_products`).
     Raises MemR1Error when the model is not there, is of no known architecture, or its files lack weights
     (transformers would fill those with random numbers and only warn).
     """
@@ -139,8 +137,6 @@ def load_causal_lm(
     where = resolve_model(name)
     torch_device = pick_device(device)
     torch_dtype = pick_dtype(dtype, torch_device)
-    if str(torch_device) == "cpu" and str(torch_dtype) == "torch.float32":
-        use_onednn_where_exact()
     extra: dict[str, Any] = {"attn_implementation": attn_implementation} if attn_implementation else {}
     extra.update(dtype=torch_dtype, output_loading_info=True)
     try:

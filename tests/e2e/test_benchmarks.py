@@ -102,3 +102,50 @@ def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted()
     assert shared < 2 and unshared > 3, "a group's prompt is computed once"
     (marked,) = (line for line in lines if "7B" in line)
     assert marked.startswith("PREDICTION, not measured")
+
+
+def test_overheads_are_what_is_left_of_steps_after_the_model(tmp_path: Path) -> None:
+    timed = {"engine/prefill_s": 4.0, "engine/decode_s": 2.0, "time/rollout_s": 6.5, "time/sync_s": 0.5}
+    update = {
+        "time/update_s": 3.0,
+        "learner/sharing_factor": 4.0,
+        "learner/computed_tokens": 700,
+        "tokens/per_second": 1e3,
+    }
+    lines = [
+        {
+            "step": n,
+            "stage": "answerer-grpo",
+            "stage_step": n,
+            "time": 0.0,
+            **(timed if n > 1 else {**timed, "time/rollout_s": 99}),
+            **update,
+        }
+        for n in (1, 2, 3)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = [sys.executable, str(ROOT / "benchmarks" / "overheads.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].split() == [
+        "answerer-grpo",
+        "2",
+        "10.00",
+        "60.0%",
+        "28.0%",
+        "2.0%",
+        "5.0%",
+        "5.0%",
+    ]
+
+
+def test_the_controller_drives_simulated_clusters_close_to_the_ideal() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "controller.py"), "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = done.stdout.splitlines()
+    head = next(n for n, line in enumerate(lines) if line.startswith("runners  learners  trajectories"))
+    one, four = (line.split() for line in lines[head + 1 : head + 3])
+    assert (one[0], four[0]) == ("1", "4") and int(four[2]) > int(one[2])
+    assert all(50 < int(row[-1].removesuffix("%")) <= 101 for row in (one, four))
+    assert any(line.startswith("0.25 runners lost") for line in lines)
