@@ -1,8 +1,9 @@
 """What a training step spends on anything but the model, from the log of a run: `python benchmarks/overheads.py RUN`.
 
 RUN: a run with stages that play, for example runs/train_local. Of the seconds of its steps, after the first of each
-stage, it shows the shares of generation (the busiest runner's), of the learners' update, of packing, of the weights'
-way to the runners, and of the rest: environments, memory banks, rewards, Ray and the log.
+stage, it shows the shares of generation, of the learners' update, of packing, of the weights'
+way to the runners, and of the rest: environments, memory banks, rewards and Ray. For runs of one runner that play
+nothing ahead: with several, generation goes on in several places at once.
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ def main() -> None:
     played = [m for m in read_metrics(args.run) if "engine/prefill_s" in m and m["stage_step"] > 1]
     if not played:
         raise SystemExit(f"{args.run}: no second step of a stage that plays is in its metrics.jsonl")
+    if any(
+        "rollout/staleness" in m or m["engine/prefill_s"] + m["engine/decode_s"] > m["time/rollout_s"] for m in played
+    ):
+        raise SystemExit(f"{args.run}: several runners, or groups played ahead; their seconds do not add up to steps")
     print(f"{read_info(args.run).get('machine')}; backend {read_info(args.run).get('backend')}")
     print(f"{'stage':<16}{'steps':>6}{'s a step':>10}" + "".join(f"{p:>12}" for p in PARTS))
     for stage in dict.fromkeys(m["stage"] for m in played):

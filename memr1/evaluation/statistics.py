@@ -147,8 +147,11 @@ def crossed_bootstrap(
 def crossed_interval(values: Sequence[Sequence[float]]) -> Interval:
     """Mean over several seeds and the same questions; the interval covers the choice of both, see `crossed_bootstrap`.
 
-    values: (seeds, n) scores. Raises MemR1Error as `crossed_bootstrap` does.
+    values: (seeds, n) scores. All 0 or all 1 get the exact interval of one seed, as in `bootstrap_interval`. Raises
+    MemR1Error as `crossed_bootstrap` does.
     """
+    if len({v for row in values for v in row}) == 1 and len({len(row) for row in values}) == 1:
+        return bootstrap_interval(values[0])
     found = crossed_bootstrap(values, [[0.0] * len(row) for row in values[:1]])
     return Interval(found.difference, found.low, found.high, found.n)
 

@@ -28,10 +28,13 @@ from memr1.evaluation.evaluate import evaluate_folder
 from memr1.evaluation.predictions import Prediction, load_predictions
 from memr1.evaluation.scores import score
 from memr1.evaluation.statistics import Interval, bootstrap_interval, crossed_interval
-from memr1.evaluation.systems import get_system
+from memr1.evaluation.systems import WARM, System, get_system
 from memr1.evaluation.table import format_interval, markdown
+from memr1.storage import pull
 from memr1.training.checkpoints import branch, committed, load_state
-from memr1.training.runlog import read_evaluation
+from memr1.training.folders import owned
+from memr1.training.loop import seed_strides
+from memr1.training.runlog import METRICS_FILE, read_evaluation
 
 ARMS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("neither", (), True),
@@ -44,6 +47,8 @@ ARMS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
 SHUFFLED, WIPED = "both, rewards shuffled", "both, bank wiped"
 """The negative controls: the first must gain nothing on `neither`, the second must fall to `no-memory`."""
 COLUMNS = ("em_set", "f1", "bleu1")
+Row = tuple[str, str, str]
+"""What tells rows of the table apart: arm, reward, objective."""
 TABLE, REPORT = "ablation.json", "ablation.md"
 
 
@@ -77,9 +82,11 @@ class Arm:
     """Of the run that the row is taken from; without stages, nothing is trained."""
     system: str
     """Which system of the run is the row."""
+    asked: tuple[str, str] = ("", "")
+    """Reward and objective of the study that it belongs to; that of the first for what belongs to none."""
 
     @property
-    def row(self) -> tuple[str, str, str]:
+    def row(self) -> Row:
         """What the arms of all seeds have in common."""
         return self.name, self.reward, self.objective
 
@@ -93,16 +100,21 @@ def plan(config: Config, study: Study) -> list[Arm]:
     for role in ("manager", "answerer"):
         if all(s.role != role for s in learning):
             raise MemR1Error(f"stages: no stage trains the {role} on rewards, so there is nothing to leave out")
+    for what, listed in asdict(study).items():
+        if isinstance(listed, tuple) and len(set(listed)) < len(listed):
+            raise MemR1Error(f"{what}: {', '.join(map(str, listed))} names one twice; it would count twice")
     for name in study.baselines:
-        get_system(name)
+        _check_baseline(get_system(name), config)
     known = [_slug(name) for name, _, _ in ARMS]
     for name in study.arms:
         if name not in known:
             raise MemR1Error(f"arms: there is no {name!r}; choose from {', '.join(known)}")
     if study.arms and "both" not in study.arms and (study.baselines or study.controls):
         raise MemR1Error("baselines and controls stand beside the arm `both`; add it to the arms")
-    if len(set(study.seeds)) < len(study.seeds):
-        raise MemR1Error(f"seeds: {', '.join(map(str, study.seeds))} names one twice; it would count twice")
+    if study.arms == ("both_without_distillation",) and all(s.objective != "sft" for s in config.stages):
+        raise MemR1Error(
+            "arms: neither is evaluated in the run of another arm with distillation; add one, such as both"
+        )
     arms = [arm for seed in study.seeds or (config.seed,) for arm in _plan_seed(_seeded(config, seed, study), study)]
     for arm in arms:
         validate(arm.config, f"arm {arm.config.name}")
@@ -125,15 +137,27 @@ def _plan_seed(config: Config, study: Study) -> list[Arm]:
                 kept = [s for s in config.stages if s.objective == "sft" or s.role in roles]
                 stages = tuple(_changed(s, reward, objective, distillation) for s in kept)
                 arms.append(_arm(config, name, reward, objective, stages, distillation))
+    first = (study.rewards[0] if study.rewards else "", study.objectives[0] if study.objectives else "")
     both = next((arm for arm in arms if arm.name == "both"), None)
     if both is None:
         return arms
     if study.controls:
         dealt = [replace(s, shuffle_rewards=s.objective != "sft") for s in both.config.stages]
-        reward, objective = (first[0] if first else "" for first in (study.rewards, study.objectives))
-        arms.append(_arm(config, SHUFFLED, reward, objective, tuple(dealt), True))
+        arms.append(_arm(config, SHUFFLED, *first, tuple(dealt), True))
         arms.append(replace(both, name=WIPED, system="wiped"))
     return arms + [replace(both, name=name, system=name) for name in study.baselines]
+
+
+def _check_baseline(system: System, config: Config) -> None:
+    """MemR1Error for a system that no run of this configuration can have."""
+    supervised = {s.role for s in config.stages if s.objective == "sft"}
+    for role, which in (("manager", system.manager), ("answerer", system.answerer)):
+        if which == WARM and role not in supervised:
+            raise MemR1Error(f"baselines: {system.name} needs a supervised stage of the {role}, and there is none")
+    if system.memory == "oracle" and config.agents.extractor != "gold":
+        raise MemR1Error(
+            f"baselines: {system.name} needs agents.extractor=gold: others' facts have no oracle operations"
+        )
 
 
 def _changed(stage: StageConfig, reward: str, objective: str, distillation: bool) -> StageConfig:
@@ -160,7 +184,7 @@ def _arm(
         evaluation=replace(config.evaluation, systems=(system,)),
     )
     rewards, objectives = (", ".join(dict.fromkeys(getattr(s, what) for s in paid)) for what in ("reward", "objective"))
-    return Arm(name, rewards, objectives, run, system)
+    return Arm(name, rewards, objectives, run, system, (reward, objective))
 
 
 def _slug(words: str) -> str:
@@ -178,7 +202,8 @@ def _system(stages: Sequence[StageConfig]) -> str:
 def ablate(config: Config, study: Study, split: str, console: Console | None = None) -> list[dict[str, Any]]:
     """Train and evaluate all arms that are not there yet, one after the other; prints and writes the table.
 
-    Rows that earlier calls with other arms have left in the table stay in it.
+    Rows that earlier calls with other arms have left in the table stay in it. Stopped by Ctrl-C, it writes none and
+    returns nothing.
     split: which conversations arms are evaluated on where `data.kind` is a file; generated worlds have their own.
     """
     from memr1.training.run import train
@@ -190,18 +215,27 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
     for n, run in enumerate(runs):
         _branch_off(run, runs[:n])
         train(run, resume="auto", console=console)
+        if load_state(committed(run.run_dir)[-1]).stage < len(run.stages):
+            console.print(f"{run.name} was stopped before its end; the same command goes on with it")
+            return []
     kind = config.data.kind
     label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
-    answers: dict[tuple[str, str, str], list[list[Prediction]]] = {}
-    found: dict[tuple[str, str, str], Arm] = {}
+    answers: dict[Row, list[list[Prediction]]] = {}
+    found: dict[Row, Arm] = {}
     for arm in arms:
         run_dir = _home(arm, arms).run_dir
         _evaluate(arm.system, run_dir, label, config, split, console)
         predictions = load_predictions(run_dir / "predictions" / label / f"{arm.system}.jsonl")
         answers.setdefault(arm.row, []).append(predictions)
         found.setdefault(arm.row, arm)
-    both = next((arm.row for arm in arms if arm.name == "both"), None)
-    rows = [_row(arm, answers, arms[0].row, both, _home(arm, arms).name) for arm in found.values()]
+    seeds = list(study.seeds or (config.seed,))
+    rows = []
+    for arm in found.values():
+        both = [a.row for a in arms if a.name == "both" and (a.asked == arm.asked or not arm.reward)]
+        gains = _gains(answers, arm.row, arms[0].row, both[0] if both else None)
+        rows.append(
+            _row(arm, answers[arm.row], gains) | {"run": _home(arm, arms).name, "benchmark": label, "seeds": seeds}
+        )
     folder = Path(config.output) / config.name
     rows += _others(folder / TABLE, rows)
     (folder / TABLE).write_text(json.dumps(rows, indent=2) + "\n")
@@ -219,23 +253,31 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
 
 def _branch_off(run: Config, before: Sequence[Config]) -> None:
     """Begin a run that was not begun yet where the earlier one that has most stages in common with it had done them."""
-    if committed(run.run_dir):
-        return
 
     def shared(other: Config) -> int:
         if replace(other, name=run.name, stages=run.stages, evaluation=run.evaluation) != run:
             return 0
+        # seeds of samples follow the sizes of all stages: with others, only what samples nothing is the same
+        same_seeds = seed_strides(other) == seed_strides(run)
         pairs = list(zip(other.stages, run.stages, strict=False))
-        return next((n for n, (a, b) in enumerate(pairs) if a != b), len(pairs))
+        parted = (n for n, (a, b) in enumerate(pairs) if a != b or not (same_seeds or a.objective == "sft"))
+        return next(parted, len(pairs))
 
     donor = max(before, key=shared, default=None)
-    if donor is not None and shared(donor):
-        branch(donor.run_dir, run.run_dir, shared(donor))
+    if donor is None or not shared(donor):
+        return
+    with owned(run.run_dir):
+        pull(run.run_dir)
+        if not (run.run_dir / METRICS_FILE).exists():
+            branch(donor.run_dir, run.run_dir, shared(donor))
 
 
 def _home(arm: Arm, arms: Sequence[Arm]) -> Config:
-    """The run in whose folder an arm is evaluated: its own; that of any other will do for the base model."""
-    return arm.config if arm.config.stages else next(a.config for a in reversed(arms) if a.config.stages)
+    """The run in whose folder an arm is evaluated: its own; for the base model any that shows it the same prompts."""
+    if arm.config.stages:
+        return arm.config
+    fits = (a.config for a in arms if a.config.stages and a.config.seed == arm.config.seed)
+    return next(config for config in fits if config.agents == arm.config.agents)
 
 
 def _evaluate(system: str, run_dir: Path, label: str, config: Config, split: str, console: Console) -> None:
@@ -254,37 +296,36 @@ def _evaluate(system: str, run_dir: Path, label: str, config: Config, split: str
         raise MemR1Error(f"{run_dir}: {system} was evaluated on {label} and left no row; see its report")
 
 
-def _row(
-    arm: Arm,
-    answers: dict[tuple[str, str, str], list[list[Prediction]]],
-    neither: tuple[str, str, str],
-    both: tuple[str, str, str] | None,
-    run: str,
-) -> dict[str, Any]:
-    own = answers[arm.row]
+def _gains(
+    answers: dict[Row, list[list[Prediction]]], row: Row, neither: Row, both: Row | None
+) -> dict[str, dict[str, Any] | None]:
+    """What a row gains on `neither`, and `both` on it; runs of one seed began alike, so differences are taken there."""
+    pairs = {"over_neither": (row, neither), "both_over_it": (both, row)}
+    return {
+        name: None if a is None or a == b
+        else asdict(compare_seeds(answers[a], answers[b], paired_seeds=True).paired)
+        for name, (a, b) in pairs.items()
+    }  # fmt: skip
+
+
+def _row(arm: Arm, own: Sequence[Sequence[Prediction]], gains: dict[str, Any]) -> dict[str, Any]:
     metrics: dict[str, Interval] = {}
     for metric in COLUMNS:
         scores = [[value for p in seed if (value := score(p, metric)) is not None] for seed in own]
         if all(scores) and len({len(values) for values in scores}) == 1:
             metrics[metric] = bootstrap_interval(scores[0]) if len(own) == 1 else crossed_interval(scores)
-
-    def gain(of: tuple[str, str, str] | None, over: tuple[str, str, str]) -> dict[str, Any] | None:
-        if of is None or of == over:
-            return None
-        return asdict(compare_seeds(answers[of], answers[over], paired_seeds=True).paired)  # they begin as one run
-
     return {
-        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "run": run, "system": arm.system,
-        "seeds": len(own), "questions": len(own[0]), "metrics": {name: asdict(v) for name, v in metrics.items()},
-        "over_neither": gain(arm.row, neither), "both_over_it": gain(both, arm.row),
+        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "system": arm.system,
+        "questions": len(own[0]), "metrics": {name: asdict(v) for name, v in metrics.items()}, **gains,
     }  # fmt: skip
 
 
 def _others(table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows of the table as it was that are not among those made now."""
+    """Rows of the table as it was that are not made now, and were measured on the same with the same seeds."""
     made = {(r["arm"], r["reward"], r["objective"]) for r in rows}
     before = json.loads(table.read_text()) if table.is_file() else []
-    return [r for r in before if (r["arm"], r["reward"], r["objective"]) not in made]
+    alike = [r for r in before if all(r[k] == rows[0][k] for k in ("benchmark", "seeds", "questions"))]
+    return [r for r in alike if (r["arm"], r["reward"], r["objective"]) not in made]
 
 
 def plan_table(arms: Sequence[Arm]) -> Table:
@@ -308,7 +349,7 @@ def table_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[st
         found = [row["metrics"].get(name) for name in COLUMNS]
         cells = [format_interval(None if values is None else Interval(**values)) for values in found]
         gains = [_signed(row["over_neither"]), _signed(row["both_over_it"])]
-        count = f"{row['questions']} x {row['seeds']}" if row["seeds"] > 1 else str(row["questions"])
+        count = f"{row['questions']} x {len(row['seeds'])}" if len(row["seeds"]) > 1 else str(row["questions"])
         body.append([row["arm"], row["reward"], row["objective"], *cells, *gains, count])
     return header, body
 

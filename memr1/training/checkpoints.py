@@ -115,19 +115,19 @@ def adopt(checkpoint: Path, run_dir: Path) -> Path:
 def branch(run_dir: Path, new: Path, stages: int) -> Path:
     """Let a run begin where another one had finished its first `stages` stages, with their log; its first checkpoint.
 
-    What follows is what it would be if the new run had trained these stages itself, with the other one's samples.
+    What follows is what it would be if the new run had trained these stages itself, provided that both would have drawn
+    the same samples in them.
     Raises MemR1Error where the other run has not come that far, and as `adopt` does.
     """
     ends = list(load_state(committed(run_dir)[-1]).stage_ends.values())[:stages]
     if len(ends) < stages:
         raise MemR1Error(f"{run_dir}: {len(ends)} stages are finished, {stages} are wanted; go on with it first")
-    new.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run_dir / METRICS_FILE, new / METRICS_FILE)  # cut to the stages when the run goes on
     for path in rollout_files(run_dir).values():
-        (new / ROLLOUTS_DIR).mkdir(exist_ok=True)
+        (new / ROLLOUTS_DIR).mkdir(parents=True, exist_ok=True)
         shutil.copy(path, new / ROLLOUTS_DIR)
     for name in ends:
         last = adopt(run_dir / "checkpoints" / name, new)
+    shutil.copyfile(run_dir / METRICS_FILE, new / METRICS_FILE)  # last: with it, all is there; cut when the run goes on
     return last
 
 

@@ -201,9 +201,11 @@ def _memory_lines(
         listed = ", ".join(f"{what} {_gib(size)}" for what, size in parts.items())
         yield f"a {name}: {_gib(sum(parts.values()))} GiB ({listed})"
     one_process = config.backend == "local" and config.model.weights == "lora"
-    shared = arch.parameters * width if one_process else 0  # the base, which both read there
+    whole = config.rollout.engine == "transformers" and config.learner.zero_stage < 3
+    shared = arch.parameters * width if one_process and whole else 0  # the base, which both read there
     for device, (learners, runners) in placed.devices.items():
         total = learners * sum(learner.values()) + runners * sum(runner.values()) - shared
+        total = max(total, 2 * shared)  # for a moment, while the learner is made, it is there twice
         yield f"{device}, {learners} learners and {runners} runners: {_gib(total)} GiB"
         if gpus.gib is not None and not on_cpu and total / 2**30 > gpus.gib:
             raise MemR1Error(

@@ -263,10 +263,8 @@ class Trainer:
 
     def _seed(self, step: int, round_: int, slot: int, member: int) -> int:
         """A seed of its own for every rollout of a run, the same on every run with one configuration."""
-        r = self.config.rollout
-        largest = max(s.group_size or r.group_size for s in self.config.stages)
-        slots = MAX_REFILL * max(s.prompts_per_step or r.prompts_per_step for s in self.config.stages)
-        index = ((step * (1 + r.resample_rounds) + round_) * slots + slot) * largest
+        slots, largest = seed_strides(self.config)
+        index = ((step * (1 + self.config.rollout.resample_rounds) + round_) * slots + slot) * largest
         return (self.config.seed << 40) + index + member
 
     def _begin_stage(self) -> LearnerGroup:
@@ -350,6 +348,13 @@ class Trainer:
         """Release learners and runners."""
         self.pool.close()  # first, so that nobody waits for what is played ahead
         self._end_stage()
+
+
+def seed_strides(config: Config) -> tuple[int, int]:
+    """How many slots a round of any stage may have, and how many members a group: what keeps all seeds apart."""
+    r = config.rollout
+    slots = MAX_REFILL * max(s.prompts_per_step or r.prompts_per_step for s in config.stages)
+    return slots, max(s.group_size or r.group_size for s in config.stages)
 
 
 MAX_FAILED_FRACTION = 0.1

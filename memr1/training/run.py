@@ -21,7 +21,7 @@ from memr1.training.checkpoints import TrainState, committed, discard, load_stat
 from memr1.training.folders import make_folder, owned
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
-from memr1.training.runlog import RunLog, machine_info
+from memr1.training.runlog import RunLog, machine_info, read_info
 from memr1.training.watchdog import watched
 from memr1.training.worlds import training_dialogues
 
@@ -98,7 +98,7 @@ def _train(config: Config, resume: str, console: Console) -> Path:
         )
         return run_dir
     with RunLog(run_dir, tensorboard=config.tensorboard) as log, _stop_after_step() as stopping:
-        if checkpoint is None:
+        if "started" not in read_info(run_dir):
             log.info({"model": config.model.name, "seed": config.seed, "backend": config.backend})
             log.info({"started": time.time()})
         log.info({"machine": machine_info()})

@@ -57,7 +57,8 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
     assert [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")] == before
 
 
-WARM = "stages=[{role: answerer, objective: sft, steps: 2}, {role: answerer, steps: 1}, {role: manager, steps: 1}]"
+WARM = """stages=[{role: answerer, objective: sft, steps: 2}, {role: answerer, steps: 1},
+  {role: manager, steps: 1, group_size: 3}]"""
 
 
 def test_stages_that_arms_begin_with_alike_are_trained_once_and_change_nothing(
@@ -69,7 +70,7 @@ def test_stages_that_arms_begin_with_alike_are_trained_once_and_change_nothing(
     study = Study(seeds=(1, 2), baselines=("no-memory",), controls=True)
     rows = ablate(config, study, "test", Console(file=io.StringIO()))
     assert [(r["arm"], r["seeds"], r["questions"]) for r in rows[-4:]] == [
-        (name, 2, 7) for name in ("both", "both, rewards shuffled", "both, bank wiped", "no-memory")
+        (name, [1, 2], 7) for name in ("both", "both, rewards shuffled", "both, bank wiped", "no-memory")
     ]
     wiped, nothing = (r["metrics"] for r in rows[-2:])
     assert wiped == nothing, "what is left of a wiped bank is no memory"

@@ -13,7 +13,7 @@ from memr1.config import Config
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.evaluation.statistics import bootstrap_interval
-from memr1.training.ablate import Study, plan, table_cells
+from memr1.training.ablate import Study, _home, plan, table_cells
 
 WARM = "{role: answerer, objective: sft}, {role: manager, objective: sft}, "
 LEARN = "{role: answerer, steps: 3, reward: em_squad}, {role: manager, steps: 2}"
@@ -82,6 +82,26 @@ def test_what_cannot_be_ablated_or_trained_is_refused() -> None:
         plan(config(LEARN), Study(arms=("manager_only",), controls=True))
 
 
+def test_what_could_not_be_evaluated_after_hours_of_training_is_refused_before() -> None:
+    with pytest.raises(MemR1Error, match="oracle-warm needs a supervised stage of the answerer"):
+        plan(config(LEARN), Study(baselines=("oracle-warm",)))
+    with pytest.raises(MemR1Error, match=r"needs agents.extractor=gold"):
+        said = load_config(None, ["agents.extractor=utterance", f"stages=[{LEARN}]"])
+        plan(said, Study(baselines=("oracle-trained",)))
+    with pytest.raises(MemR1Error, match="rewards: f1, f1 names one twice"):
+        plan(config(LEARN), Study(rewards=("f1", "f1")))
+    with pytest.raises(MemR1Error, match="another arm with distillation"):
+        plan(config(LEARN), Study(arms=("both_without_distillation",)))
+
+
+def test_the_untrained_is_evaluated_where_prompts_and_seed_are_its_own() -> None:
+    study = Study(arms=("manager_only", "both_without_distillation"), seeds=(1, 2))
+    arms = plan(config(LEARN), study)
+    for neither in (a for a in arms if a.name == "neither"):
+        home = _home(neither, arms)
+        assert home.agents.distillation and home.seed == neither.config.seed
+
+
 def test_a_part_of_the_arms_has_the_untrained_beside_it() -> None:
     arms = plan(config(WARM + LEARN), Study(arms=("answerer_only",), objectives=("ppo",)))
     assert [a.row for a in arms] == [("neither", "", ""), ("answerer only", "em_squad", "ppo")]
@@ -111,8 +131,10 @@ def test_controls_and_baselines_stand_beside_the_arms() -> None:
 def test_a_score_without_an_interval_stands_alone_in_the_table() -> None:
     metrics = {"em_set": asdict(bootstrap_interval([0.0, 1.0])), "f1": asdict(bootstrap_interval([0.4]))}
     gain = {"difference": 0.051, "low": 0.01, "high": 0.09}
-    row = {"arm": "both", "reward": "f1", "objective": "grpo", "metrics": metrics, "questions": 9, "seeds": 1}
+    row = {"arm": "both", "reward": "f1", "objective": "grpo", "metrics": metrics, "questions": 9, "seeds": [0]}
     cells = table_cells([{**row, "over_neither": gain, "both_over_it": None}])[1][0]
     assert cells == ["both", "f1", "grpo", "50.0 [0.0, 100.0]", "40.0", "–", "+5.1 [+1.0, +9.0]", "", "9"]
-    several = table_cells([{**row, "seeds": 3, "over_neither": {**gain, "low": None}, "both_over_it": None}])[1][0]
+    several = table_cells([{**row, "seeds": [0, 1, 2], "over_neither": {**gain, "low": None}, "both_over_it": None}])[
+        1
+    ][0]
     assert several[-3:] == ["+5.1", "", "9 x 3"]
