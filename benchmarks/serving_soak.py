@@ -360,7 +360,8 @@ def soak(service: Service, seconds: float, kills: int) -> bool:
         said = {None: "-", True: "yes", False: "NO"}[flat(life)]
         lived = life.at[-1] - life.born
         print(f"{life.role:<10}{lived:>9.1f}{early:>11.1f}{late:>8.1f}{files[0]:>13}{files[1]:>6}   {said}")
-    answered = Counter(kind for (kind, status), n in seen.statuses.items() if status < 400)
+    # a manager that is not trained writes what nobody can read, and 422 says so
+    answered = Counter(kind for kind, status in seen.statuses if status < 400 or (kind, status) == ("manager add", 422))
     never = [kind for kind in seen.seconds if not answered[kind] and kind != "nonsense"]
     errors = sum(n for (_, status), n in seen.statuses.items() if status >= 400)
     checks = {

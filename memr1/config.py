@@ -378,7 +378,7 @@ class Config:
     @property
     def cache_dir(self) -> Path:
         """Folder of what is made of data once and kept for all runs."""
-        return Path(self.data.cache) if self.data.cache else local_path(self.output) / ".cache"
+        return local_path(self.data.cache) if self.data.cache else local_path(self.output) / ".cache"
 
 
 MAX_REFILL = 4

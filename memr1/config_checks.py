@@ -98,6 +98,11 @@ def validate(config: Config, source: str = "config") -> None:
             f"stages.{i}.traces",
             f"are cloned, so they need objective=sft, not {stage.objective}",
         )
+        need(
+            stage.traces is None or "://" not in stage.traces,
+            f"stages.{i}.traces",
+            "are read where the runners are; copy them to a path that every node has",
+        )
         need(stage.evidence_reward >= 0, f"stages.{i}.evidence_reward", "must be at least 0")
         need(
             stage.evidence_reward == 0 or (stage.role == "answerer" and config.agents.distillation),

@@ -154,6 +154,21 @@ def put(path: Path) -> None:
         _put(path, *_store(path))
 
 
+def have(path: Path) -> bool:
+    """Whether a file is there; one that a working copy lacks is fetched from its store."""
+    if path.exists() or url_of(path) is None:
+        return path.exists()
+    with said(path):
+        fs, key = _store(path)
+        if not fs.isfile(key):
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+        fs.get_file(key, str(partial))
+        partial.replace(path)
+    return True
+
+
 def remove(path: Path) -> None:
     """Delete a file, or a folder with all it holds, from the store."""
     with said(path):

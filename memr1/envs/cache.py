@@ -1,4 +1,7 @@
-"""Results that are kept in files: one file for each dialogue and settings, whole or absent, and checked when read."""
+"""Results that are kept in files: one file for each dialogue and settings, whole or absent, and checked when read.
+
+In a folder that stands for one of an object store, files come from there and go there as well.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 
 from memr1.errors import MemR1Error
 from memr1.memory.jsonl import Fields, canonical, parse_object, read_objects, write_lines
+from memr1.storage import have, put, url_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,7 @@ class Cache:
         """What was written for these settings and this very data; None where there is nothing, the data has changed
         since, or the file is damaged (the latter two with a warning)."""
         path = self.path(kind, name, settings)
-        if not path.exists():
+        if not have(path):
             return None
         try:
             header, *lines = read_objects(path)
@@ -61,6 +65,8 @@ class Cache:
         except OSError as error:
             raise MemR1Error(f"{path.parent}: cannot be made ({error}); set data.cache to a writable folder") from error
         write_lines(path, [canonical(header), *(canonical({"item": item}) for item in items)])
+        if url_of(path) is not None:
+            put(path)
 
 
 def _hash(value: Any) -> str:

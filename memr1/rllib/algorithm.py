@@ -208,15 +208,18 @@ class MemoryR1(Algorithm):
         config = self.config.memr1
         name = config.name if self._storage is None else f"{config.name}-{self._storage.trial_dir_name}"
 
+        def in_full(place: str) -> str:
+            return place if "://" in place else str(Path(place).resolve())
+
         def absolute(name: str) -> str:
             return str(Path(name).resolve()) if Path(name).is_dir() else name
 
         return replace(
             config,
             name=name,
-            output=config.output if "://" in config.output else str(Path(config.output).resolve()),
+            output=in_full(config.output),
             model=replace(config.model, name=absolute(config.model.name)),
-            data=replace(config.data, cache=config.data.cache and str(Path(config.data.cache).resolve())),
+            data=replace(config.data, cache=config.data.cache and in_full(config.data.cache)),
             memory=replace(config.memory, embedder=absolute(config.memory.embedder)),
             stages=tuple(replace(s, traces=s.traces and str(Path(s.traces).resolve())) for s in config.stages),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,8 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     rates: RateLimiter = field(default_factory=RateLimiter)
     traces: Traces | None = None
+    model_ready: Callable[[], Awaitable[bool]] | None = None
+    """Asks a model in another process whether it lives."""
     stop: Callable[[], None] = lambda: None
     """Closes what was opened for the service."""
     stopping: bool = False
@@ -71,7 +73,8 @@ class Services:
 
     async def ready(self) -> None:
         """`ApiError` 503 while requests should go elsewhere."""
-        if self.stopping or (self.inference is not None and not self.inference.alive):
+        dead = self.inference is not None and not self.inference.alive
+        if self.stopping or dead or (self.model_ready is not None and not await self.model_ready()):
             raise ApiError(503, "not_ready", "the service starts or stops", headers={"Retry-After": "1"})
         await self.banks.call("ready")
 

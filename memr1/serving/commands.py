@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -134,9 +133,9 @@ def run_uvicorn(settings: ServingConfig, host: str, port: int) -> None:
     import uvicorn
 
     from memr1.serving.app import make_app, start
+    from memr1.serving.observe import log_to_stderr
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_to_stderr()
     services = start(settings)
     leave_on_sigterm()
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -101,6 +102,12 @@ class _Rounds(Collector):
             ("model_busy_seconds", "Time in rounds.", stats.busy_s),
         ):
             yield CounterMetricFamily(f"memr1_{name}", what, value=value)
+
+
+def log_to_stderr() -> None:
+    """Write this process's log, requests included, to standard error, one line each."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
 
 
 def log_request(fields: dict[str, Any], clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 
 from memr1.errors import MemR1Error
 from memr1.rollout.engine import Completion, GenerationRequest
@@ -35,6 +35,7 @@ from memr1.serving.banks import Banks, BankService
 from memr1.serving.errors import ApiError, overloaded
 from memr1.serving.inference import Generator, Inference, watched
 from memr1.serving.keys import KeyFile
+from memr1.serving.observe import log_to_stderr
 from memr1.serving.settings import ServingConfig
 from memr1.serving.source import default_source, find_source, load_runner
 from memr1.serving.tracing import TracedBanks, TracedGenerator, Traces
@@ -44,8 +45,13 @@ logger = logging.getLogger(__name__)
 NAMESPACE = "memr1"
 OWNER_PATIENCE_S = 30.0
 """How long a restarted owner waits for the lock of the one that died, and callers for the owner."""
+MODEL_PATIENCE_S = 30.0
+"""How long a generation waits for a replica of the model that died to be replaced."""
+MODEL_READY_S = 2.0
+"""Time in which the model has to say that it lives."""
+_MODEL_AWAY = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 _READS = frozenset(
-    {"ready", "names", "stats", "get", "entries", "listed", "history", "log", "search", "related", "export", "decided"}
+    {"names", "stats", "get", "entries", "listed", "history", "log", "search", "related", "export", "decided"}
     | {"trial", "embed", "job", "put_job", "renew_job", "finish_job", "gauges", "held"}
 )
 """Calls that can be made again when nobody knows whether they were done."""
@@ -133,29 +139,58 @@ class RemoteGenerator:
         self._handle = handle
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
-        """See `Generator.generate`."""
-        response = self._handle.generate.remote(list(requests))
-        try:
-            completions: list[Completion] = await response
-        except asyncio.CancelledError:
-            response.cancel()
-            raise
-        except RayTaskError as error:
-            raise _known(error) from None
-        except BackPressureError:
-            raise overloaded("too many generations wait for the model") from None
-        return completions
+        """See `Generator.generate`. Generation changes nothing, so what a replica took with it is asked for again."""
+        end = time.monotonic() + MODEL_PATIENCE_S
+        while True:
+            response = self._handle.generate.remote(list(requests))
+            try:
+                completions: list[Completion] = await response
+            except asyncio.CancelledError:
+                response.cancel()
+                raise
+            except RayTaskError as error:
+                raise _known(error) from None
+            except BackPressureError:
+                raise overloaded("too many generations wait for the model") from None
+            except _MODEL_AWAY as error:
+                await _wait_for_model(error, end)
+            else:
+                return completions
 
     async def stream(self, request: GenerationRequest) -> AsyncIterator[int | Completion]:
-        """See `Generator.stream`."""
-        response = self._handle.options(stream=True).stream.remote(request)
+        """See `Generator.stream`. Asked again as in `generate`, but not once somebody has heard a part."""
+        end = time.monotonic() + MODEL_PATIENCE_S
+        while True:
+            response = self._handle.options(stream=True).stream.remote(request)
+            try:
+                async for heard in response:
+                    end = 0.0
+                    yield heard
+            except RayTaskError as error:
+                raise _known(error) from None
+            except _MODEL_AWAY as error:
+                await _wait_for_model(error, end)
+            else:
+                return
+            finally:
+                response.cancel()  # after the end this changes nothing
+
+    async def ready(self) -> bool:
+        """Whether a replica answers."""
         try:
-            async for heard in response:
-                yield heard
-        except RayTaskError as error:
-            raise _known(error) from None
-        finally:
-            response.cancel()  # after the end this changes nothing
+            await asyncio.wait_for(self._handle.ready.remote(), MODEL_READY_S)
+        except (TimeoutError, RayTaskError, BackPressureError, *_MODEL_AWAY):
+            return False
+        return True
+
+
+async def _wait_for_model(error: Exception, end: float) -> None:
+    """A moment; `ApiError` 503 after the end."""
+    if time.monotonic() > end:
+        logger.warning("the model is away: %s", type(error).__name__)
+        said = "the model is restarted; ask again"
+        raise ApiError(503, "model_unavailable", said, headers={"Retry-After": "2"}) from None
+    await asyncio.sleep(0.2)
 
 
 def _known(error: RayTaskError) -> Exception:
@@ -179,6 +214,9 @@ class Model:
         async for heard in self._inference.stream(request):
             yield heard
 
+    def ready(self) -> None:
+        """Answers, which is what is asked for."""
+
     def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that raises."""
         if not self._inference.alive:
@@ -197,6 +235,7 @@ def build(args: dict[str, Any]) -> serve.Application:
     model = None if settings.source is None else _MODEL.bind(settings)
 
     def gateway_app() -> Any:
+        log_to_stderr()
         return make_app(_services(settings))
 
     gateway: Any = serve.deployment(
@@ -232,11 +271,10 @@ def _services(settings: ServingConfig) -> Services:
     if source is None:
         return Services(settings, banks, keys=keys, traces=traces)
     agents = make_agents(source.config, load_tokenizer(source.config.model.name))
-    generator: Generator = RemoteGenerator(serve.get_deployment_handle("model"))
-    if traces is not None:
-        generator = TracedGenerator(generator, traces)
+    model = RemoteGenerator(serve.get_deployment_handle("model"))
+    generator: Generator = model if traces is None else TracedGenerator(model, traces)
     service = AgentService(source.config, agents, generator, banks, settings, source.label)
-    return Services(settings, banks, service, keys=keys, traces=traces)
+    return Services(settings, banks, service, keys=keys, traces=traces, model_ready=model.ready)
 
 
 def run(settings: ServingConfig, host: str, port: int) -> None:

@@ -26,6 +26,7 @@ from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
 from memr1.memory.jsonl import canonical, write_lines
 from memr1.models.registry import load_tokenizer
+from memr1.storage import put, url_of
 from memr1.training.data_report import Report, answerer_report, dialogue_report, manager_report, replay_report
 from memr1.training.tasks import TrainTask, build_tasks, task_prompt
 from memr1.training.tuples import Task
@@ -68,6 +69,8 @@ def build(config: Config, console: Console | None = None, prompts: Path | None =
     if config.data.kind != "factworld":
         config.cache_dir.mkdir(parents=True, exist_ok=True)
         (config.cache_dir / REPORT).write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        if url_of(config.cache_dir) is not None:
+            put(config.cache_dir / REPORT)
         console.print(f"kept in {config.cache_dir}, with {REPORT}", soft_wrap=True, markup=False)
     if prompts is not None:
         write_lines(prompts, asked)

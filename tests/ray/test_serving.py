@@ -124,6 +124,42 @@ def test_what_serve_itself_refuses_is_json_too(url: str) -> None:
     assert odd == [] and answer.status_code == 200
 
 
+def test_answers_wait_for_a_replica_of_the_model_that_died(url: str) -> None:
+    add(url, "Ada paints.")
+    body = {"question": "Who paints?", "bank": "notes", **MARA}
+
+    def ask() -> httpx.Response:
+        return httpx.post(f"{url}/v1/answer", json=body, timeout=90)
+
+    before = ask()
+    answers: list[httpx.Response] = []
+    stop = threading.Event()
+
+    def go_on_asking() -> None:
+        while not stop.is_set():
+            answers.append(ask())
+
+    askers = [threading.Thread(target=go_on_asking) for _ in range(3)]
+    for asker in askers:
+        asker.start()
+    time.sleep(0.5)
+    processes = psutil.Process().children(recursive=True)
+    (model,) = [p for p in processes if "ServeReplica:memr1:model" in " ".join(p.cmdline())]
+    model.kill()
+    end, asked = time.monotonic() + 60, len(answers)
+    while len(answers) < asked + 12 and time.monotonic() < end:
+        time.sleep(0.1)
+    stop.set()
+    for asker in askers:
+        asker.join(90)
+    assert len(answers) >= asked + 12, "nobody answers any more"
+    assert {r.status_code for r in answers} <= {before.status_code, 503}
+    assert all(r.json()["error"]["code"] for r in answers if r.status_code == 503)
+    after = ask()
+    assert (after.status_code, after.json().get("answer")) == (before.status_code, before.json().get("answer"))
+    assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
+
+
 def test_others_than_this_machine_are_refused_without_keys(url: str) -> None:
     refused = httpx.get(f"{url}/v1/banks", headers={"Host": "evil.example"})
     assert refused.status_code == 403 and refused.json()["error"]["code"] == "keys_needed"

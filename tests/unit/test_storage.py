@@ -58,3 +58,30 @@ def test_a_push_deletes_what_was_deleted_here_and_nothing_else(bucket):
     assert sorted(p.name for p in bucket.rglob("*") if p.is_file()) == [
         "config.yaml", "evaluation.jsonl", "step_2.jsonl"
     ]  # fmt: skip
+
+
+def test_what_is_kept_of_data_at_a_url_is_there_for_every_machine(bucket, tmp_path, monkeypatch):
+    from memr1.config_file import load_config
+    from memr1.envs.cache import Cache
+
+    def here() -> Cache:
+        return Cache(load_config(None, ["output=s3://bucket/runs", "data.cache=s3://bucket/kept"]).cache_dir)
+
+    here().write("facts", "d", {"model": "m"}, "data", [{"a": 1}])
+    (kept,) = (tmp_path / "store" / "bucket" / "kept" / "facts").iterdir()
+    monkeypatch.setenv("MEMR1_CACHE", str(tmp_path / "another-machine"))
+    found = here().read("facts", "d", {"model": "m"}, "data")
+    assert found is not None and [line.take("a", int) for line in found] == [1]
+    assert here().read("facts", "other", {"model": "m"}, "data") is None
+    assert load_config(None, ["output=s3://bucket/runs"]).cache_dir == Path(
+        tmp_path / "another-machine/remote/s3:/bucket/runs/.cache"
+    )
+    assert kept.read_text() == here().path("facts", "d", {"model": "m"}).read_text()
+
+
+def test_traces_at_a_url_are_refused_with_what_to_do():
+    from memr1.config_file import load_config
+    from memr1.errors import MemR1Error
+
+    with pytest.raises(MemR1Error, match="stages.0.traces: are read where the runners are; copy them"):
+        load_config(None, ["stages=[{objective: sft, traces: 's3://bucket/traces.jsonl'}]"])

@@ -120,3 +120,22 @@ def test_the_job_that_builds_data_prints_its_report_and_refuses_a_folder_that_ra
     monkeypatch.chdir(tmp_path / "runtime_resources")
     assert build_data.main([str(config), "data.cache=tasks"]) == 2
     assert "data.cache: 'tasks' is relative" in capsys.readouterr().err
+
+
+def test_an_evaluation_as_a_job_takes_every_option_of_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from typer.main import get_command
+
+    from memr1.cli import app
+
+    monkeypatch.syspath_prepend(str(ROOT / "rayjobs"))
+    import evaluate
+
+    with pytest.raises(SystemExit):
+        evaluate.main(["--help"])
+    told = capsys.readouterr().out
+    command = get_command(app).commands["eval"]  # type: ignore[attr-defined]
+    wanted = {o for p in command.params for o in p.opts if o.startswith("--")} - {"--set", "--list-systems", "--help"}
+    assert {"--judge", "--audit", "--systems"} <= wanted
+    assert all(option in told for option in wanted), "overrides are arguments there"
