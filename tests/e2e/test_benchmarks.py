@@ -146,6 +146,6 @@ def test_the_controller_drives_simulated_clusters_and_prints_what_it_took() -> N
     lines = done.stdout.splitlines()
     head = next(n for n, line in enumerate(lines) if line.startswith("runners  learners  trajectories"))
     one, four = (line.split() for line in lines[head + 1 : head + 3])
-    assert (one[0], four[0]) == ("1", "4") and int(four[2]) > int(one[2])
+    assert (one[0], four[0]) == ("1", "4") and int(four[2]) >= int(one[2]) > 0
     assert float(one[6]) > 0, "an ideal step takes simulated seconds"
     assert any(line.startswith("0.25 runners lost") for line in lines)

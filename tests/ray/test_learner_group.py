@@ -90,7 +90,7 @@ def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, ma
 
     from memr1.rllib.learner_group import LearnersLost, RayLearnerGroup
 
-    config = make_config(tmp_path, "learner.num_learners=2", "learner.collective_timeout_s=8")
+    config = make_config(tmp_path, "learner.num_learners=2", "learner.collective_timeout_s=8", "stuck_after_s=2")
     batch = sequences(3)
     plan = plan_microbatches(batch, num_ranks=2, max_tokens_per_microbatch=64, pad_id=0)
     settings = UpdateSettings("grpo", 1e-3, plan.trained_tokens, plan.trained_sequences, temperature=1.0)
@@ -104,6 +104,8 @@ def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, ma
         with pytest.raises(LearnersLost, match="failed in update: rank 0 said .*rank 1 did not answer"):
             group.update(plan, settings)
         assert time.monotonic() - start < 8 + 10 + 10
+        stacks = "\n".join(path.read_text() for path in (config.run_dir / "stuck").iterdir())
+        assert "learner 0: update has taken" in stacks and "all_reduce" in stacks, "where the other rank waits for it"
         os.kill(stopped, signal.SIGCONT)
         stopped = 0
         ray.kill(group.actors[1])
