@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from memr1.rollout.engine import Completion, GenerationRequest
@@ -29,6 +30,9 @@ LINGER_S = 0.004
 """A round that could start waits this long for one more request, and again after each that comes: tokens cost far less
 in company."""
 LONGEST_LINGER_S = 0.04
+PAUSE_SHARE, LINGER_SHARE = 0.02, 0.1
+"""While fewer wait than the last round had, whose clients are about to come again, both times are at least these shares
+of what that round took. Without them half of the clients would always be a round behind, in two rounds half as full."""
 
 
 class WatchedEngine(Protocol):
@@ -115,6 +119,7 @@ class Inference:
         self._wake = threading.Condition()
         self._closing = False
         self.stats = RoundStats()
+        self._last_count, self._last_s = 0, 0.0
         self._thread = threading.Thread(target=self._work, name="memr1-inference", daemon=True)
         self._thread.start()
 
@@ -189,7 +194,8 @@ class Inference:
             self.stats.rounds += 1
             self.stats.requests += len(items)  # before anybody has an answer: who was answered has been counted
             self._play(items)
-            self.stats.busy_s += time.monotonic() - start
+            self._last_count, self._last_s = len(items), time.monotonic() - start
+            self.stats.busy_s += self._last_s
 
     def _next_round(self) -> list[_Waiting]:
         """What is generated next; empty when the service stops and nothing is left."""
@@ -206,12 +212,19 @@ class Inference:
                 return wanted
 
     def _linger(self) -> None:
-        end = time.monotonic() + LONGEST_LINGER_S
-        while len(self._queue) < self._max_batch and not self._closing and time.monotonic() < end:
+        began = time.monotonic()
+        while len(self._queue) < self._max_batch and not self._closing:
             before = len(self._queue)
-            self._wake.wait(LINGER_S)
+            expected = self._last_s if before < self._last_count else 0.0
+            if time.monotonic() > began + max(LONGEST_LINGER_S, LINGER_SHARE * expected):
+                return
+            more = partial(self._more_than, before)
+            self._wake.wait_for(more, max(LINGER_S, PAUSE_SHARE * expected))
             if len(self._queue) == before:
                 return
+
+    def _more_than(self, count: int) -> bool:
+        return len(self._queue) > count or self._closing
 
     def _play(self, items: list[_Waiting]) -> None:
         sampled = [0] * len(items)

@@ -51,6 +51,24 @@ def engine() -> Slow:
     return Slow()
 
 
+def test_a_round_waits_for_the_clients_of_the_last_one_to_come_again(engine: Slow) -> None:
+    """They come one after the other; the first alone would begin a round that all others had to sit out."""
+
+    async def ask() -> None:
+        inference = Inference(engine)
+        inference._last_count, inference._last_s = 4, 30.0
+        tasks = []
+        for n in range(10, 14):
+            tasks.append(asyncio.create_task(inference.generate([asked(n)])))
+            await asyncio.sleep(0.02)
+        engine.go.release()
+        await asyncio.gather(*tasks)
+        await asyncio.to_thread(inference.close)
+
+    asyncio.run(ask())
+    assert [len(r) for r in engine.rounds] == [4]
+
+
 def test_what_waits_is_generated_together_whoever_asked(engine: Slow) -> None:
     async def ask() -> None:
         inference = Inference(engine, max_batch=3)
