@@ -30,9 +30,9 @@ LINGER_S = 0.004
 """A round that could start waits this long for one more request, and again after each that comes: tokens cost far less
 in company."""
 LONGEST_LINGER_S = 0.04
-PAUSE_SHARE, LINGER_SHARE = 0.02, 0.1
-"""While fewer wait than the last round had, whose clients are about to come again, both times are at least these shares
-of what that round took. Without them half of the clients would always be a round behind, in two rounds half as full."""
+LINGER_SHARE = 0.1
+"""While fewer wait than the last round had, whose clients are about to come again, a round waits for them up to this
+share of what the last one took. Otherwise some clients would be a round behind for ever, in rounds half full."""
 
 
 class WatchedEngine(Protocol):
@@ -215,11 +215,12 @@ class Inference:
         began = time.monotonic()
         while len(self._queue) < self._max_batch and not self._closing:
             before = len(self._queue)
-            expected = self._last_s if before < self._last_count else 0.0
-            if time.monotonic() > began + max(LONGEST_LINGER_S, LINGER_SHARE * expected):
+            expects = before < self._last_count
+            longest = max(LONGEST_LINGER_S, LINGER_SHARE * self._last_s) if expects else LONGEST_LINGER_S
+            left = began + longest - time.monotonic()
+            if left <= 0:
                 return
-            more = partial(self._more_than, before)
-            self._wake.wait_for(more, max(LINGER_S, PAUSE_SHARE * expected))
+            self._wake.wait_for(partial(self._more_than, before), left if expects else min(left, LINGER_S))
             if len(self._queue) == before:
                 return
 
