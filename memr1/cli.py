@@ -49,6 +49,11 @@ def _root(
     pass
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    """The parts of a comma-separated option."""
+    return tuple(part for part in text.split(",") if part)
+
+
 @app.command()
 def train(
     config: ConfigPath,
@@ -100,14 +105,11 @@ def ablate(
     from memr1.config_file import load_config
     from memr1.training import ablate as ablation
 
-    def parts(text: str) -> tuple[str, ...]:
-        return tuple(part for part in text.split(",") if part)
-
     try:
-        numbers = tuple(int(part) for part in parts(seeds))
+        numbers = tuple(int(part) for part in _listed(seeds))
     except ValueError:
         raise MemR1Error(f"--seeds: {seeds!r} are no whole numbers; write them like 0,1,2") from None
-    study = ablation.Study(parts(arms), parts(rewards), parts(objectives), numbers, parts(baselines), controls)
+    study = ablation.Study(_listed(arms), _listed(rewards), _listed(objectives), numbers, _listed(baselines), controls)
     resolved = load_config(config, overrides or ())
     if plan_only:
         Console().print(ablation.plan_table(ablation.plan(resolved, study)))
@@ -160,7 +162,7 @@ def evaluate(
     from memr1.training.folders import opened
     from memr1.training.report import write_report
 
-    chosen, changed = tuple(s for s in systems.split(",") if s), tuple(overrides or ())
+    chosen, changed = _listed(systems), tuple(overrides or ())
     with opened(run_dir, writes=True) as folder:
         evaluate_folder(folder, benchmark, path, split, chosen, changed, console, adversarial, audit, judge)
         console.print(f"report: {write_report(folder)}", soft_wrap=True, markup=False)
@@ -182,7 +184,7 @@ def compare(
     from memr1.training.folders import opened
 
     with ExitStack() as stack:
-        sides = [[stack.enter_context(opened(r)) for r in runs.split(",") if r] for runs in (run, other)]
+        sides = [[stack.enter_context(opened(r)) for r in _listed(runs)] for runs in (run, other)]
         for found in compare_runs(*sides, benchmark=benchmark, system=system, against=against, metric=metric):
             print(found)
 

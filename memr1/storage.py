@@ -162,10 +162,7 @@ def have(path: Path) -> bool:
         fs, key = _store(path)
         if not fs.isfile(key):
             return False
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
-        fs.get_file(key, str(partial))
-        partial.replace(path)
+        _get(fs, key, path)
     return True
 
 
@@ -229,10 +226,7 @@ def local_file(place: str) -> str:
         stamp = json.dumps([info["size"], str(info.get("mtime"))])
         note = path.with_name(path.name + ".stamp")
         if not (path.is_file() and note.is_file() and note.read_text() == stamp):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{time.time_ns()}")
-            fs.get_file(key, str(partial))
-            partial.replace(path)
+            _get(fs, key, path)
             note.write_text(stamp)
     return str(path)
 
@@ -333,6 +327,14 @@ def _upload(folder: Path, fs: Any, key: str) -> None:
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             _put(path, fs, f"{key}/{path.relative_to(folder)}")
+
+
+def _get(fs: Any, key: str, path: Path) -> None:
+    """Fetch a file; it is there whole or not at all, also where several processes fetch it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    fs.get_file(key, str(partial))
+    partial.replace(path)
 
 
 def _put(path: Path, fs: Any, key: str) -> None:

@@ -31,8 +31,8 @@ LINGER_S = 0.004
 in company."""
 LONGEST_LINGER_S = 0.04
 LINGER_SHARE = 0.1
-"""While fewer wait than the last round had, whose clients are about to come again, a round waits for them up to this
-share of what the last one took. Otherwise some clients would be a round behind for ever, in rounds half full."""
+"""While fewer wait than the last round had, whose clients are about to come again, they are waited for from its end for
+this share of what it took. Otherwise some clients would be a round behind for ever, in rounds half full."""
 
 
 class WatchedEngine(Protocol):
@@ -119,7 +119,7 @@ class Inference:
         self._wake = threading.Condition()
         self._closing = False
         self.stats = RoundStats()
-        self._last_count, self._last_s = 0, 0.0
+        self._last_count, self._expected_until = 0, 0.0
         self._thread = threading.Thread(target=self._work, name="memr1-inference", daemon=True)
         self._thread.start()
 
@@ -194,8 +194,9 @@ class Inference:
             self.stats.rounds += 1
             self.stats.requests += len(items)  # before anybody has an answer: who was answered has been counted
             self._play(items)
-            self._last_count, self._last_s = len(items), time.monotonic() - start
-            self.stats.busy_s += self._last_s
+            ended = time.monotonic()
+            self._last_count, self._expected_until = len(items), ended + LINGER_SHARE * (ended - start)
+            self.stats.busy_s += ended - start
 
     def _next_round(self) -> list[_Waiting]:
         """What is generated next; empty when the service stops and nothing is left."""
@@ -215,12 +216,12 @@ class Inference:
         began = time.monotonic()
         while len(self._queue) < self._max_batch and not self._closing:
             before = len(self._queue)
-            expects = before < self._last_count
-            longest = max(LONGEST_LINGER_S, LINGER_SHARE * self._last_s) if expects else LONGEST_LINGER_S
-            left = began + longest - time.monotonic()
-            if left <= 0:
+            now = time.monotonic()
+            expected = self._expected_until - now if before < self._last_count else 0.0
+            usual = min(LINGER_S, began + LONGEST_LINGER_S - now)
+            if max(expected, usual) <= 0:
                 return
-            self._wake.wait_for(partial(self._more_than, before), left if expects else min(left, LINGER_S))
+            self._wake.wait_for(partial(self._more_than, before), max(expected, usual))
             if len(self._queue) == before:
                 return
 

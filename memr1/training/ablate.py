@@ -215,16 +215,21 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
     for n, run in enumerate(runs):
         _branch_off(run, runs[:n])
         train(run, resume="auto", console=console)
-        if load_state(committed(run.run_dir)[-1]).stage < len(run.stages):
+        done = committed(run.run_dir)
+        if not done or load_state(done[-1]).stage < len(run.stages):
             console.print(f"{run.name} was stopped before its end; the same command goes on with it")
             return []
     kind = config.data.kind
     label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
     answers: dict[Row, list[list[Prediction]]] = {}
     found: dict[Row, Arm] = {}
+    wanted: dict[Path, list[str]] = {}
+    for arm in arms:
+        wanted.setdefault(_home(arm, arms).run_dir, []).append(arm.system)
+    for run_dir, systems in wanted.items():
+        _evaluate(systems, run_dir, label, config, split, console)
     for arm in arms:
         run_dir = _home(arm, arms).run_dir
-        _evaluate(arm.system, run_dir, label, config, split, console)
         predictions = load_predictions(run_dir / "predictions" / label / f"{arm.system}.jsonl")
         answers.setdefault(arm.row, []).append(predictions)
         found.setdefault(arm.row, arm)
@@ -280,20 +285,19 @@ def _home(arm: Arm, arms: Sequence[Arm]) -> Config:
     return next(config for config in fits if config.agents == arm.config.agents)
 
 
-def _evaluate(system: str, run_dir: Path, label: str, config: Config, split: str, console: Console) -> None:
-    """Have the predictions of a system of a finished run in its folder."""
+def _evaluate(systems: Sequence[str], run_dir: Path, label: str, config: Config, split: str, console: Console) -> None:
+    """Have the predictions of systems of a finished run in its folder; those that lack are made in one go."""
 
-    def there() -> bool:
+    def lacking() -> tuple[str, ...]:
         step = load_state(committed(run_dir)[-1]).step
-        return any(
-            r["system"] == system and r["benchmark"] == label and r["step"] == step for r in read_evaluation(run_dir)
-        )
+        rows = [r for r in read_evaluation(run_dir) if r["benchmark"] == label and r["step"] == step]
+        return tuple(dict.fromkeys(s for s in systems if all(r["system"] != s for r in rows)))
 
-    if not there():
+    if wanted := lacking():
         kind, path = config.data.kind, Path(config.data.path) if config.data.path else None
-        evaluate_folder(run_dir, kind, path, "test" if kind == "factworld" else split, (system,), (), console)
-    if not there():
-        raise MemR1Error(f"{run_dir}: {system} was evaluated on {label} and left no row; see its report")
+        evaluate_folder(run_dir, kind, path, "test" if kind == "factworld" else split, wanted, (), console)
+    if left := lacking():
+        raise MemR1Error(f"{run_dir}: {', '.join(left)} left no row on {label}; see its report")
 
 
 def _gains(

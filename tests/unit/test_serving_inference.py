@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_a_round_waits_for_the_clients_of_the_last_one_to_come_again(engine: Slo
 
     async def ask() -> None:
         inference = Inference(engine)
-        inference._last_count, inference._last_s = 4, 30.0
+        inference._last_count, inference._expected_until = 4, time.monotonic() + 3.0
         tasks = []
         for n in range(10, 14):
             tasks.append(asyncio.create_task(inference.generate([asked(n)])))
@@ -67,6 +68,18 @@ def test_a_round_waits_for_the_clients_of_the_last_one_to_come_again(engine: Slo
 
     asyncio.run(ask())
     assert [len(r) for r in engine.rounds] == [4]
+
+
+def test_nobody_waits_for_clients_of_a_round_that_is_long_past(engine: Slow) -> None:
+    async def ask() -> None:
+        inference = Inference(engine)
+        inference._last_count, inference._expected_until = 32, time.monotonic() - 1.0
+        engine.go.release()
+        await asyncio.wait_for(inference.generate([asked(10)]), 20)
+        await asyncio.to_thread(inference.close)
+
+    asyncio.run(ask())
+    assert [len(r) for r in engine.rounds] == [1]
 
 
 def test_what_waits_is_generated_together_whoever_asked(engine: Slow) -> None:

@@ -9,7 +9,8 @@ from memr1.data.types import Dialogue
 from memr1.envs.answering import retrieve
 from memr1.envs.episode import Episode, Speaker, World
 from memr1.envs.ingesting import ingest_with_manager
-from memr1.evaluation.memories.base import Memory, Upkeep
+from memr1.evaluation.memories.base import Memory
+from memr1.evaluation.memories.manager import upkeep_of
 from memr1.memory.types import Event, MemoryOp, Provenance
 
 
@@ -24,5 +25,5 @@ def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]
         lambda question: retrieve(bank, question, world),
         bank.entries(),
         sizes=(0,) * len(dialogue.sessions),
-        upkeep=Upkeep(decisions=done.decisions, unreadable=done.unparsed, tokens=done.tokens),
+        upkeep=upkeep_of(done),
     )
