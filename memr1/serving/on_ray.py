@@ -1,7 +1,7 @@
 """The same application on Ray Serve: a gateway, a model, and one owner of the banks.
 
     memr1 serve runs/train_local --ray
-    serve run memr1.serving.on_ray:build source=runs/train_local
+    serve run memr1.serving.on_ray:build source=runs/train_local threads=4
     serve deploy configs/serve.yaml
 
 A deployment of one replica is no exclusive owner: while it is redeployed, two run. So the banks are owned by a named,
@@ -19,9 +19,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import ray
+from omegaconf import OmegaConf
 from ray import serve
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -231,7 +232,7 @@ def build(args: dict[str, Any]) -> serve.Application:
 
     Paths are taken from where this runs; with `serve deploy` that is a worker of the cluster, so write them in full.
     """
-    settings = ServingConfig.from_mapping(_in_full(args), "args")
+    settings = ServingConfig.from_mapping(_in_full(_read(args)), "args")
     model = None if settings.source is None else _MODEL.bind(settings)
 
     def gateway_app() -> Any:
@@ -244,6 +245,18 @@ def build(args: dict[str, Any]) -> serve.Application:
         graceful_shutdown_timeout_s=settings.timeout_s + 5,
     )(serve.ingress(gateway_app)())
     return gateway.bind() if model is None else gateway.bind(model)
+
+
+def _read(args: dict[str, Any]) -> dict[str, Any]:
+    """`serve run` hands every value over as text: `null`, and that of a field which holds no text, is read as YAML."""
+    of_text = {name for name, hint in get_type_hints(ServingConfig).items() if hint in (str, str | None)}
+
+    def read(name: str, value: Any) -> Any:
+        if not isinstance(value, str) or (name in of_text and value != "null"):
+            return value
+        return OmegaConf.from_dotlist([f"value={value}"]).value
+
+    return {name: read(name, value) for name, value in args.items()}
 
 
 def _in_full(args: dict[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def make_config(tiny_random: Path) -> Callable[..., Config]:
 def head(tmp_path) -> Iterator[tuple[str, dict[str, str]]]:
     """A head node of its own with dashboard and a token: its job address and the environment to reach it."""
     port, dashboard, agent, client = free_ports(4)
-    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k.startswith("RAY_SERVE_")}
     env |= {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
