@@ -55,10 +55,10 @@ class DeepSpeedLearner:
 
     def __init__(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> None:
         """weights_folder: where to read the role's weights as written by `Runner.save_policies`; None starts fresh."""
+        from memr1.models.cpu import set_up_cpu
         from memr1.models.registry import pick_device
-        from memr1.rollout.runner import set_threads
 
-        set_threads(config.model.threads)
+        set_up_cpu(config.model.threads)
         self.config = config
         self.role = role
         self.rank = rendezvous.rank

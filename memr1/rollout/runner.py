@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -50,13 +49,6 @@ class Play:
     seed: int
 
 
-def set_threads(count: int) -> None:
-    """Use `count` CPU threads, or all cores for 0. Ray limits its actors to one unless told otherwise."""
-    import torch
-
-    torch.set_num_threads(count or os.cpu_count() or 1)
-
-
 def eos_token_ids(policies: PolicyModel, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a turn: the tokenizer's, and those the model's generation config adds."""
     ids = {tokenizer.eos_token_id}
@@ -70,7 +62,9 @@ class Runner:
     """Plays episodes with the weights it was last given."""
 
     def __init__(self, config: Config) -> None:
-        set_threads(config.model.threads)
+        from memr1.models.cpu import set_up_cpu
+
+        set_up_cpu(config.model.threads)
         self.config = config
         tokenizer = load_tokenizer(config.model.name)
         self.policies = PolicyModel.create(
