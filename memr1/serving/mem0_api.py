@@ -15,6 +15,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, Field
 
 from memr1.memory.types import Event, Hit, MemoryEntry, MemoryOp, OpResult
+from memr1.serving import examples as ex
 from memr1.serving.adding import add
 from memr1.serving.agents import Decided, Said
 from memr1.serving.errors import STATUSES, ApiError, not_found
@@ -41,16 +42,18 @@ _ENTITIES = {"user": "user_id", "agent": "agent_id", "run": "run_id"}
 class Mem0Message(Loose):
     """A message as mem0 takes it."""
 
-    role: str = "user"
-    content: str
+    role: str = Field("user", examples=["user"])
+    content: str = Field(examples=["Mara lives in Oslo."])
     name: Name | None = None
 
 
 class Mem0Add(Loose):
     """What to remember."""
 
-    messages: Annotated[list[Mem0Message], Field(min_length=1, max_length=MAX_BATCH)] | Text
-    user_id: Name | None = None
+    messages: Annotated[list[Mem0Message], Field(min_length=1, max_length=MAX_BATCH)] | Text = Field(
+        examples=[[{"role": "user", "content": "Mara lives in Oslo."}], "Mara lives in Oslo."]
+    )
+    user_id: Name | None = Field(None, examples=["mara"])
     agent_id: Name | None = None
     run_id: Name | None = None
     filters: dict[str, Any] | None = None
@@ -62,11 +65,11 @@ class Mem0Add(Loose):
 class Mem0Search(Loose):
     """What to look for."""
 
-    query: Text
+    query: Text = Field(examples=["Where does Mara live?"])
     user_id: Name | None = None
     agent_id: Name | None = None
     run_id: Name | None = None
-    filters: dict[str, Any] | None = None
+    filters: dict[str, Any] | None = Field(None, examples=[{"user_id": "mara"}])
     top_k: int = Field(10, ge=1, le=1000)
     limit: int | None = Field(None, ge=1, le=1000)
     threshold: float | None = Field(None, description="Lowest score.")
@@ -75,13 +78,13 @@ class Mem0Search(Loose):
 class Mem0List(Loose):
     """Whose memories."""
 
-    filters: dict[str, Any] | None = None
+    filters: dict[str, Any] | None = Field(None, examples=[{"user_id": "mara"}])
 
 
 class Mem0Update(Loose):
     """What changes."""
 
-    text: Text | None = None
+    text: Text | None = Field(None, examples=["Mara lives in Bergen."])
     data: Text | None = None
     memory: Text | None = None
     metadata: Metadata | None = None
@@ -148,8 +151,8 @@ def _found(ref: BankRef, hit: Hit) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- adding
 
 
-@router.post("/memories", summary="mem0 server: add")
-@router.post("/v3/memories/add", summary="mem0 client: add")
+@router.post("/memories", summary="mem0 server: add", responses=ex.MEM0_ADDED)
+@router.post("/v3/memories/add", summary="mem0 client: add", responses=ex.MEM0_ADDED)
 async def add_memories(body: Mem0Add, caller: Writer) -> dict[str, Any]:
     """The manager decides; `infer: false` adds what is said as it stands."""
     scope, rest = _split(body.filters)
@@ -199,8 +202,8 @@ def _iso(seconds: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- reading
 
 
-@router.post("/search", summary="mem0 server: search")
-@router.post("/v3/memories/search", summary="mem0 client: search")
+@router.post("/search", summary="mem0 server: search", responses=ex.MEM0_FOUND)
+@router.post("/v3/memories/search", summary="mem0 client: search", responses=ex.MEM0_FOUND)
 async def search(body: Mem0Search, caller: Reader) -> dict[str, Any]:
     """The nearest memories of a scope and of narrower ones; none where there are none."""
     scope, rest = _split(body.filters)
@@ -211,14 +214,14 @@ async def search(body: Mem0Search, caller: Reader) -> dict[str, Any]:
     return {"results": [_found(ref, hit) for ref, hit in found if hit.score >= least]}
 
 
-@router.get("/memories", summary="mem0 server: list")
+@router.get("/memories", summary="mem0 server: list", responses=ex.MEM0_LIST)
 async def list_memories(caller: Reader, named: InScope) -> dict[str, Any]:
     """Every memory of a scope and of narrower ones, in order of ADD; at most 1000."""
     memories, _ = await _page(caller, named, None, 0, 1000)
     return {"results": memories}
 
 
-@router.post("/v3/memories", summary="mem0 client: list")
+@router.post("/v3/memories", summary="mem0 client: list", responses=ex.MEM0_PAGE)
 async def page_memories(
     body: Mem0List,
     caller: Reader,
@@ -260,16 +263,16 @@ async def _refs(caller: Caller, named: Named) -> list[BankRef]:
         raise
 
 
-@router.get("/memories/{memory_id}", summary="mem0 server: get")
-@router.get("/v1/memories/{memory_id}", summary="mem0 client: get")
+@router.get("/memories/{memory_id}", summary="mem0 server: get", responses=ex.MEM0_MEMORY)
+@router.get("/v1/memories/{memory_id}", summary="mem0 client: get", responses=ex.MEM0_MEMORY)
 async def get_memory(memory_id: str, caller: Reader) -> dict[str, Any]:
     """One memory."""
     ref, entry_id = BankRef.of_memory_id(memory_id, caller.scope.tenant)
     return _memory(ref, await caller.bank("get", ref, entry_id))
 
 
-@router.get("/memories/{memory_id}/history", summary="mem0 server: history")
-@router.get("/v1/memories/{memory_id}/history", summary="mem0 client: history")
+@router.get("/memories/{memory_id}/history", summary="mem0 server: history", responses=ex.MEM0_HISTORY)
+@router.get("/v1/memories/{memory_id}/history", summary="mem0 client: history", responses=ex.MEM0_HISTORY)
 async def history(memory_id: str, caller: Reader) -> list[dict[str, Any]]:
     """Its versions, oldest first."""
     ref, entry_id = BankRef.of_memory_id(memory_id, caller.scope.tenant)
@@ -295,8 +298,8 @@ async def history(memory_id: str, caller: Reader) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------------------- changing
 
 
-@router.put("/memories/{memory_id}", summary="mem0 server: update")
-@router.put("/v1/memories/{memory_id}", summary="mem0 client: update")
+@router.put("/memories/{memory_id}", summary="mem0 server: update", responses=ex.MEM0_UPDATED)
+@router.put("/v1/memories/{memory_id}", summary="mem0 client: update", responses=ex.MEM0_UPDATED)
 async def update_memory(memory_id: str, body: Mem0Update, caller: Writer) -> dict[str, Any]:
     """A new version of it."""
     ref, entry_id = BankRef.of_memory_id(memory_id, caller.scope.tenant)
@@ -313,8 +316,8 @@ async def update_memory(memory_id: str, body: Mem0Update, caller: Writer) -> dic
     return {**_memory(ref, await caller.bank("get", ref, entry_id)), "message": "Memory updated successfully"}
 
 
-@router.delete("/memories/{memory_id}", summary="mem0 server: delete")
-@router.delete("/v1/memories/{memory_id}", summary="mem0 client: delete")
+@router.delete("/memories/{memory_id}", summary="mem0 server: delete", responses=ex.MEM0_DELETED)
+@router.delete("/v1/memories/{memory_id}", summary="mem0 client: delete", responses=ex.MEM0_DELETED)
 async def delete_memory(memory_id: str, caller: Writer) -> dict[str, Any]:
     """A tombstone keeps its history."""
     ref, entry_id = BankRef.of_memory_id(memory_id, caller.scope.tenant)
@@ -322,8 +325,8 @@ async def delete_memory(memory_id: str, caller: Writer) -> dict[str, Any]:
     return {"message": "Memory deleted successfully!"}
 
 
-@router.delete("/memories", summary="mem0 server: delete all of a scope")
-@router.delete("/v1/memories", summary="mem0 client: delete all of a scope")
+@router.delete("/memories", summary="mem0 server: delete all of a scope", responses=ex.MEM0_ALL_DELETED)
+@router.delete("/v1/memories", summary="mem0 client: delete all of a scope", responses=ex.MEM0_ALL_DELETED)
 async def delete_memories(caller: Writer, named: InScope) -> dict[str, Any]:
     """All memories of a scope and of narrower ones; one that names nobody is refused."""
     if (named.user_id, named.agent_id, named.run_id) == (None, None, None):
@@ -337,14 +340,14 @@ async def delete_memories(caller: Writer, named: InScope) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------- the rest
 
 
-@router.get("/v1/ping", summary="mem0 client: who am I")
+@router.get("/v1/ping", summary="mem0 client: who am I", responses=ex.MEM0_PING)
 async def ping(caller: Reader) -> dict[str, Any]:
     """What `MemoryClient` asks when it is made."""
     tenant = caller.scope.tenant
     return {"status": "ok", "org_id": tenant, "project_id": tenant, "user_email": None}
 
 
-@router.get("/v1/entities", summary="mem0 client: users, agents and runs")
+@router.get("/v1/entities", summary="mem0 client: users, agents and runs", responses=ex.MEM0_ENTITIES)
 async def entities(caller: Reader) -> dict[str, Any]:
     """Everybody of whom something is kept."""
     refs = await caller.bank("names", caller.scope)
@@ -359,7 +362,11 @@ async def entities(caller: Reader) -> dict[str, Any]:
     }
 
 
-@router.delete("/v2/entities/{kind}/{name}", summary="mem0 client: delete a user, agent or run")
+@router.delete(
+    "/v2/entities/{kind}/{name}",
+    summary="mem0 client: delete a user, agent or run",
+    responses=ex.MEM0_ALL_DELETED,
+)
 async def delete_entity(kind: str, name: str, caller: Writer) -> dict[str, Any]:
     """All memories of it."""
     if kind not in _ENTITIES:

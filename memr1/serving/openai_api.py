@@ -21,6 +21,7 @@ from pydantic import Field
 
 from memr1.errors import MemR1Error
 from memr1.memory.scopes import Scope
+from memr1.serving import examples as ex
 from memr1.serving.adding import add
 from memr1.serving.agents import Answered, Said
 from memr1.serving.errors import ApiError, as_api_error, body_of
@@ -46,8 +47,8 @@ class Part(Loose):
 class ChatMessage(Loose):
     """A message."""
 
-    role: str
-    content: str | list[Part] | None = None
+    role: str = Field(examples=["user"])
+    content: str | list[Part] | None = Field(None, examples=["Where does Mara live?"])
 
     @property
     def text(self) -> str:
@@ -81,10 +82,12 @@ class ChatRequest(Loose):
     """A chat."""
 
     model: str = Field(MODEL, examples=[MODEL])
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=1000)] = Field(
+        examples=[[{"role": "user", "content": "Where does Mara live?"}]]
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    user: Name | None = None
+    user: Name | None = Field(None, description="Whose memory.", examples=["mara"])
     n: int | None = Field(None, ge=1, le=1, description="One choice; answers are greedy, and two would be equal.")
     memory: MemoryOptions = Field(default_factory=lambda: MemoryOptions.model_validate({}))
 
@@ -92,12 +95,12 @@ class ChatRequest(Loose):
 class EmbeddingRequest(Loose):
     """Texts to embed."""
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)]
-    model: str
+    input: Text | Annotated[list[Text], Field(min_length=1, max_length=256)] = Field(examples=["Mara lives in Oslo."])
+    model: str = Field(examples=["minilm"])
     encoding_format: str | None = Field("float", pattern="^(float|base64)$")
 
 
-@router.get("/models", summary="Models that can be asked")
+@router.get("/models", summary="Models that can be asked", responses=ex.OPENAI_MODELS)
 async def models(caller: Reader) -> dict[str, Any]:
     """The answerer, and the embedder."""
     embedder, _ = await caller.services.banks.call("embed", [])
@@ -105,7 +108,7 @@ async def models(caller: Reader) -> dict[str, Any]:
     return {"object": "list", "data": [_model(name) for name in names]}
 
 
-@router.get("/models/{model}", summary="One model")
+@router.get("/models/{model}", summary="One model", responses=ex.OPENAI_MODEL)
 async def model(model: str, caller: Reader) -> dict[str, Any]:
     """Whether it is there."""
     await _check_model(caller, model, (await models(caller))["data"])
@@ -122,7 +125,7 @@ async def _check_model(caller: Caller, name: str, known: list[dict[str, Any]]) -
         raise ApiError(404, "model_not_found", f"there is no model {name!r}; there are {there}", param="model")
 
 
-@router.post("/embeddings", summary="Embed texts")
+@router.post("/embeddings", summary="Embed texts", responses=ex.OPENAI_EMBEDDINGS)
 async def embeddings(body: EmbeddingRequest, caller: Reader) -> dict[str, Any]:
     """With the embedder of the banks. Nothing is kept."""
     texts = [body.input] if isinstance(body.input, str) else body.input
@@ -143,7 +146,7 @@ def _packed(vector: list[float]) -> str:
 @router.post(
     "/chat/completions",
     summary="Chat with memory",
-    responses={200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+    responses=ex.OPENAI_CHAT,
 )
 async def chat(body: ChatRequest, caller: Reader) -> Any:
     """Answers the last user message from memory; `stream: true` sends it as it is written."""

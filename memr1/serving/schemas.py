@@ -150,7 +150,9 @@ class BankRequest(Body):
 class RollbackRequest(Body):
     """Where to go back to."""
 
-    seq: int = Field(ge=0, le=2**53, description="Every entry gets back what it said after this decision.")
+    seq: int = Field(
+        ge=0, le=2**53, examples=[1], description="Every entry gets back what it said after this decision."
+    )
 
 
 class UndoRequest(Body):
