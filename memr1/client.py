@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time as clock
 from collections.abc import Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -25,6 +27,8 @@ Messages = str | Sequence[dict[str, Any]]
 
 DEFAULT_BANK = "memories"
 TIMEOUT_S = 120.0
+POLL_S = 0.2
+"""How often it is asked what became of a job."""
 
 
 class MemoryRefused(MemR1Error):
@@ -54,6 +58,8 @@ class AsyncMemory:
         """
         self.bank = bank
         self._services: Any = None
+        self._life: AbstractAsyncContextManager[Any] | None = None
+        self._app: Any = None
         headers = {"X-API-Key": api_key} if api_key else {}
         if where.startswith(("http://", "https://")):
             if source is not None or embedder is not None:
@@ -64,8 +70,8 @@ class AsyncMemory:
         from memr1.serving.settings import ServingConfig
 
         self._services = start(ServingConfig(source=source, db=where, embedder=embedder))
-        app = make_app(self._services)
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._app = make_app(self._services)
+        transport = httpx.ASGITransport(self._app, raise_app_exceptions=False)
         self._http = httpx.AsyncClient(transport=transport, base_url="http://localhost", timeout=None)
 
     async def __aenter__(self) -> AsyncMemory:
@@ -77,6 +83,8 @@ class AsyncMemory:
     async def close(self) -> None:
         """Finish, and give up the store where it is this process's."""
         await self._http.aclose()
+        if self._life is not None:
+            await self._life.__aexit__(None, None, None)
         if self._services is not None:
             await asyncio.to_thread(self._services.close)
 
@@ -93,6 +101,7 @@ class AsyncMemory:
         trusted: bool = True,
         time: str | None = None,
         dry_run: bool = False,
+        wait: bool = True,
         bank: str | None = None,
         idempotency_key: str | None = None,
     ) -> dict[str, Any]:
@@ -100,14 +109,28 @@ class AsyncMemory:
         them as they stand. Returns `decisions`, each with its `operations`. `MemoryRefused` when nothing is kept.
 
         trusted: False for what somebody only passes on, such as a page: it changes nothing that others said.
+        wait: False returns a job as soon as it is on disk; `wait_for` its `id`.
         """
         said: dict[str, Any] = {"text": messages} if isinstance(messages, str) else {"messages": list(messages)}
         body = {**said, "infer": infer, "trusted": trusted, "dry_run": dry_run, "source": source, "time": time}
+        body["wait"] = wait
         if metadata:
             body["metadata"] = metadata
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        whose = _scope(user_id, agent_id, run_id)
+        whose, headers = _scope(user_id, agent_id, run_id), _under(idempotency_key)
         return await self._ask("POST", f"{self._at(bank)}/memories", params=whose, json=body, headers=headers)
+
+    async def job(self, job_id: str) -> dict[str, Any]:
+        """What became of a job: its `state`, and once it is `done`, its `decisions`; `error` where it is `failed`."""
+        return await self._ask("GET", f"/v1/jobs/{_in_path('job_id', job_id)}")
+
+    async def wait_for(self, job_id: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """The job once it is `done` or `failed`. `MemR1Error` when it is neither in time; it is done all the same."""
+        end = clock.monotonic() + timeout_s
+        while (job := await self.job(job_id))["state"] not in ("done", "failed"):
+            if clock.monotonic() > end:
+                raise MemR1Error(f"job {job_id} is {job['state']} after {timeout_s:g} s; ask for it again")
+            await asyncio.sleep(POLL_S)
+        return job
 
     async def search(
         self,
@@ -139,10 +162,12 @@ class AsyncMemory:
         run_id: str | None = None,
         bank: str | None = None,
         top_k: int | None = None,
+        filters: dict[str, Any] | None = None,
+        as_of: str | None = None,
     ) -> dict[str, Any]:
-        """`answer`, and the memories it rests on under `selected`."""
-        whose = _scope(user_id, agent_id, run_id)
-        body = {"question": question, "bank": bank or self.bank, "top_k": top_k, **whose}
+        """`answer`, and the memories it rests on under `selected`. filters, as_of: which memories it may rest on."""
+        which = {"bank": bank or self.bank, "top_k": top_k, "filters": filters, "as_of": as_of}
+        body = {"question": question, **which, **_scope(user_id, agent_id, run_id)}
         return await self._ask("POST", "/v1/answer", json=body)
 
     async def get(self, memory_id: str, *, bank: str | None = None, **whose: str) -> dict[str, Any]:
@@ -163,17 +188,23 @@ class AsyncMemory:
         metadata: dict[str, Any] | None = None,
         version: int | None = None,
         bank: str | None = None,
+        idempotency_key: str | None = None,
         **whose: str,
     ) -> dict[str, Any]:
         """A new version. version: change only this one; `MemoryRefused` 412 when somebody else was quicker."""
         body = {"text": text, "metadata": metadata or {}}
-        headers = {"If-Match": f'"{version}"'} if version is not None else {}
+        headers = _under(idempotency_key)
+        if version is not None:
+            headers["If-Match"] = f'"{version}"'
         at = self._memory(memory_id, bank)
         return await self._ask("PATCH", at, params=_scope(**whose), json=body, headers=headers)
 
-    async def delete(self, memory_id: str, *, bank: str | None = None, **whose: str) -> dict[str, Any]:
+    async def delete(
+        self, memory_id: str, *, bank: str | None = None, idempotency_key: str | None = None, **whose: str
+    ) -> dict[str, Any]:
         """Delete a memory; `rollback` brings it back."""
-        return await self._ask("DELETE", self._memory(memory_id, bank), params=_scope(**whose))
+        at, headers = self._memory(memory_id, bank), _under(idempotency_key)
+        return await self._ask("DELETE", at, params=_scope(**whose), headers=headers)
 
     async def history(self, memory_id: str, *, bank: str | None = None, **whose: str) -> list[dict[str, Any]]:
         """Every version, oldest first."""
@@ -195,6 +226,14 @@ class AsyncMemory:
         )["changed"]
         return changed
 
+    async def export_bank(self, *, bank: str | None = None, **whose: str) -> bytes:
+        """A bank with its whole log, as JSON lines; what `memr1 bank export` writes."""
+        return (await self._send("GET", f"{self._at(bank)}/export", params=_scope(**whose))).content
+
+    async def import_bank(self, exported: bytes, *, bank: str | None = None, **whose: str) -> dict[str, Any]:
+        """A new bank from what `export_bank` gave; its counts. `MemoryRefused` 409 when there is one of this name."""
+        return await self._ask("POST", f"{self._at(bank)}/import", params=_scope(**whose), content=exported)
+
     def _at(self, bank: str | None) -> str:
         return f"/v1/banks/{_in_path('bank', bank or self.bank)}"
 
@@ -202,17 +241,22 @@ class AsyncMemory:
         return f"{self._at(bank)}/memories/{_in_path('memory_id', memory_id)}"
 
     async def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        return dict((await self._send(method, path, **options)).json())
+
+    async def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
+        if self._app is not None and self._life is None:  # whoever does jobs begins with the first call
+            self._life = self._app.router.lifespan_context(self._app)
+            await self._life.__aenter__()
         try:
             response = await self._http.request(method, path, **options)
         except httpx.HTTPError as error:
             raise MemR1Error(f"{self._http.base_url}: {error or type(error).__name__}; is the service up?") from error
-        try:
-            body = response.json()
-        except ValueError:
-            body = {}
         if response.is_success:
-            return dict(body)
-        refusal = body.get("error", {})
+            return response
+        try:
+            refusal = response.json().get("error", {})
+        except ValueError:
+            refusal = {}
         raise MemoryRefused(
             response.status_code,
             refusal.get("code", "unknown"),
@@ -228,6 +272,10 @@ def _in_path(field: str, value: str) -> str:
     if value in ("", ".", ".."):
         raise MemR1Error(f"{field}: {value!r} is no name")
     return quote(value, safe="")
+
+
+def _under(idempotency_key: str | None) -> dict[str, str]:
+    return {"Idempotency-Key": idempotency_key} if idempotency_key else {}
 
 
 def _scope(user_id: str | None = None, agent_id: str | None = None, run_id: str | None = None) -> dict[str, str]:
@@ -265,6 +313,14 @@ class Memory:
         """See `AsyncMemory.add`."""
         return self._run(self._memory.add(messages, **options))
 
+    def job(self, job_id: str) -> dict[str, Any]:
+        """See `AsyncMemory.job`."""
+        return self._run(self._memory.job(job_id))
+
+    def wait_for(self, job_id: str, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
+        """See `AsyncMemory.wait_for`."""
+        return self._run(self._memory.wait_for(job_id, timeout_s))
+
     def search(self, query: str, **options: Any) -> list[dict[str, Any]]:
         """See `AsyncMemory.search`."""
         return self._run(self._memory.search(query, **options))
@@ -300,6 +356,14 @@ class Memory:
     def undo(self, source: str, **options: Any) -> list[str]:
         """See `AsyncMemory.undo`."""
         return self._run(self._memory.undo(source, **options))
+
+    def export_bank(self, **options: Any) -> bytes:
+        """See `AsyncMemory.export_bank`."""
+        return self._run(self._memory.export_bank(**options))
+
+    def import_bank(self, exported: bytes, **options: Any) -> dict[str, Any]:
+        """See `AsyncMemory.import_bank`."""
+        return self._run(self._memory.import_bank(exported, **options))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

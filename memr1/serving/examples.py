@@ -1,5 +1,5 @@
 """What the OpenAPI page shows of replies whose shapes are mem0's and OpenAI's; those of the native routes are models.
-Each is what a route takes as `responses`."""
+Each is what a route takes as `responses`. Fields that are null are left out, as FastAPI takes them out of the page."""
 
 from __future__ import annotations
 
@@ -21,9 +21,6 @@ _MEMORY = {
     "id": _ID,
     "memory": "Mara lives in Oslo.",
     "user_id": "mara",
-    "agent_id": None,
-    "run_id": None,
-    "metadata": None,
     "created_at": _TIME,
     "updated_at": _TIME,
 }
@@ -31,13 +28,12 @@ MEM0_MEMORY = _reply(_MEMORY)
 MEM0_ADDED = _reply({"results": [{"id": _ID, "memory": "Mara lives in Oslo.", "event": "ADD"}]})
 MEM0_FOUND = _reply({"results": [{**_MEMORY, "score": 0.83}]})
 MEM0_LIST = _reply({"results": [_MEMORY]})
-MEM0_PAGE = _reply({"count": 1, "next": None, "previous": None, "results": [_MEMORY]})
+MEM0_PAGE = _reply({"count": 1, "results": [_MEMORY]})
 MEM0_HISTORY = _reply(
     [
         {
             "id": f"{_ID}@1",
             "memory_id": _ID,
-            "old_memory": None,
             "new_memory": "Mara lives in Oslo.",
             "event": "ADD",
             "created_at": _TIME,
@@ -49,12 +45,10 @@ MEM0_HISTORY = _reply(
 MEM0_UPDATED = _reply({**_MEMORY, "message": "Memory updated successfully"})
 MEM0_DELETED = _reply({"message": "Memory deleted successfully!"})
 MEM0_ALL_DELETED = _reply({"message": "Memories deleted successfully!", "deleted": 1})
-MEM0_PING = _reply({"status": "ok", "org_id": "acme", "project_id": "acme", "user_email": None})
+MEM0_PING = _reply({"status": "ok", "org_id": "acme", "project_id": "acme"})
 MEM0_ENTITIES = _reply(
     {
         "count": 1,
-        "next": None,
-        "previous": None,
         "results": [{"id": "mara", "name": "mara", "type": "user"}],
     }
 )
@@ -81,7 +75,6 @@ _FOUND = {
     "metadata": {},
     "provenance": {
         "turn_ids": ["key:3f0c9a2b71de", "request:5b1f4e0c9d7a4c06"],
-        "speaker": None,
         "role": "manager",
         "model": "train_local/step_000190",
         "adapter": "manager",
@@ -89,7 +82,7 @@ _FOUND = {
         "trusted": True,
     },
     "score": 0.83,
-    "bank": {"name": "memories", "user_id": "mara", "agent_id": None, "run_id": None},
+    "bank": {"name": "memories", "user_id": "mara"},
 }
 OPENAI_CHAT = _reply(
     {
@@ -100,19 +93,17 @@ OPENAI_CHAT = _reply(
         "choices": [
             {
                 "index": 0,
-                "message": {"role": "assistant", "content": "Oslo", "refusal": None},
+                "message": {"role": "assistant", "content": "Oslo"},
                 "finish_reason": "stop",
-                "logprobs": None,
             }
         ],
         "usage": {"prompt_tokens": 161, "completion_tokens": 9, "total_tokens": 170},
         "memory": {
-            "bank": {"name": "memories", "user_id": "mara", "agent_id": None, "run_id": None},
+            "bank": {"name": "memories", "user_id": "mara"},
             "retrieved": [_FOUND],
             "selected": [_FOUND],
             "operations": [],
             "held": [],
-            "error": None,
         },
     },
     **{"text/event-stream": {"schema": {"type": "string"}}},

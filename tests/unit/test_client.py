@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
 from memr1.memory.scopes import Scope
 from memr1.memory.store import BankStore
-from tests.unit.serving_cases import listening, make_services
+from tests.unit.serving_cases import listening, make_services, sensible
 
 
 @pytest.fixture(params=["embedded", "service"])
@@ -74,6 +75,61 @@ def test_a_repeated_add_is_done_once(memory: Memory) -> None:
     assert len(memory.get_all(user_id="mara")) == 1
 
 
+def test_a_repeated_change_is_done_once(memory: Memory) -> None:
+    mara = {"user_id": "mara"}
+    for text in ("Mara lives in Oslo.", "Ben plays the cello."):
+        memory.add(text, infer=False, **mara)
+    for replayed in (False, True):
+        assert memory.update("m1", "Mara lives in Rome.", idempotency_key="u", **mara)["version"] == 2
+        assert memory.delete("m2", idempotency_key="d", **mara)["replayed"] is replayed
+    assert len(memory.history("m1", **mara)) == 2
+    with pytest.raises(MemoryRefused) as refused:
+        memory.update("m1", "Mara lives in Bergen.", idempotency_key="u", **mara)
+    assert refused.value.code == "idempotency_key_reused"
+
+
+def test_an_exported_bank_can_be_imported_under_another_name(memory: Memory) -> None:
+    memory.add("Mara lives in Oslo.", infer=False, user_id="mara")
+    exported = memory.export_bank(user_id="mara")
+    made = memory.import_bank(exported, bank="copy", user_id="ben")
+    assert (made["name"], made["user_id"], made["live"]) == ("copy", "ben", 1)
+    assert [m["text"] for m in memory.get_all(bank="copy", user_id="ben")] == ["Mara lives in Oslo."]
+    with pytest.raises(MemoryRefused) as there:
+        memory.import_bank(exported, bank="copy", user_id="ben")
+    with pytest.raises(MemoryRefused) as cut:
+        memory.import_bank(exported[:-9], user_id="eve")
+    assert (there.value.status, cut.value.status) == (409, 422)
+
+
+def test_accepted_work_can_be_waited_for(memory: Memory) -> None:
+    kept = memory.add("Mara lives in Oslo.", infer=False, wait=False, user_id="mara")
+    done = memory.wait_for(kept["id"], timeout_s=20)
+    assert done["state"] == memory.job(kept["id"])["state"] == "done"
+    assert [o["event"] for d in done["decisions"] for o in d["operations"]] == ["ADD"]
+    again = memory.add("mara  lives in OSLO.", infer=False, wait=False, user_id="mara")
+    failed = memory.wait_for(again["id"], timeout_s=20)
+    assert (failed["state"], failed["error"]["code"]) == ("failed", "duplicate_content")
+    assert len(memory.get_all(user_id="mara")) == 1
+    with pytest.raises(MemoryRefused) as missing:
+        memory.wait_for("none")
+    assert missing.value.status == 404
+
+
+def test_who_waits_too_short_for_accepted_work_is_told_and_it_is_done_all_the_same(tmp_path: Path) -> None:
+    go = threading.Event()
+
+    def slow(prompt: str, request: Any) -> str:
+        assert go.wait(20)
+        return sensible(prompt, request)
+
+    with listening(make_services(tmp_path, slow)) as url, Memory(url) as memory:
+        job = memory.add("Mara lives in Oslo.", wait=False, user_id="mara")["id"]
+        with pytest.raises(MemR1Error, match=f"job {job} is (queued|running) after 0.3 s"):
+            memory.wait_for(job, timeout_s=0.3)
+        go.set()
+        assert memory.wait_for(job, timeout_s=20)["state"] == "done"
+
+
 def test_what_was_added_in_this_process_is_on_disk(tmp_path: Path) -> None:
     with Memory(str(tmp_path / "m.db"), embedder="hash", bank="notes") as memory:
         memory.add("Mara lives in Oslo.", infer=False, user_id="mara")
@@ -93,6 +149,32 @@ def test_the_manager_and_the_answerer_work_through_it(tmp_path: Path) -> None:
 
     with listening(make_services(tmp_path)) as url:
         asyncio.run(ask(url))
+
+
+@pytest.mark.parametrize("where", ["embedded", "service"])
+def test_answers_rest_on_what_filters_and_a_time_leave(tmp_path: Path, tiny_random: Path, where: str) -> None:
+    async def ask(memory: AsyncMemory) -> None:
+        async with memory:
+            for time, kind, text in (("2024-01-01", "home", "Mara lives in Oslo."), ("2024-06-01", "pet", "A cat.")):
+                job = await memory.add(
+                    text, infer=False, metadata={"kind": kind}, time=time, user_id="mara", wait=False
+                )
+                assert (await memory.wait_for(job["id"], timeout_s=20))["state"] == "done"
+
+            async def shown(**which: Any) -> list[str]:
+                answer = await memory.answer("Where does Mara live?", user_id="mara", **which)
+                return sorted(m["text"] for m in answer["retrieved"])
+
+            assert await shown() == ["A cat.", "Mara lives in Oslo."]
+            assert await shown(filters={"metadata.kind": "pet"}) == ["A cat."]
+            assert await shown(as_of="2024-03-01") == ["Mara lives in Oslo."]
+            assert len(await memory.import_bank(await memory.export_bank(user_id="mara"), bank="copy")) > 4
+
+    if where == "embedded":
+        asyncio.run(ask(AsyncMemory(str(tmp_path / "m.db"), source="tiny-random", embedder="hash")))
+        return
+    with listening(make_services(tmp_path)) as url:
+        asyncio.run(ask(AsyncMemory(url)))
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
