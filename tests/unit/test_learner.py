@@ -150,7 +150,7 @@ def test_several_passes_over_a_batch_equal_plain_adamw_on_the_clipped_ratio(make
     for step in range(2):
         work = make_plan(step)
         found += group.update(work, replace(make_settings(work, lr=lr), epochs=3))
-    assert far(group.learner.weights(), expected) < 1e-4
+    assert far(group.learner.weights(), expected) < 3e-4  # Adam divides rounding by the root of a small second moment
     assert [m["loss"] for m in found] == pytest.approx(losses, rel=1e-4)
     assert [m["grad_norm"] for m in found] == pytest.approx(norms, rel=1e-3)
     assert all(m["clip_fraction"] > 0 and m["approx_kl"] > 0 for m in found)  # of the last pass

@@ -1,0 +1,111 @@
+"""Linear layers by oneDNN in blocks of rows are the linear layers of torch."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from memr1.models import cpu
+from memr1.models.cpu import BLOCKS, OneDnnLinear, blockwise_linear, prefers_onednn, use_onednn
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN"
+)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 8, 9, 31, 100, 1023, 1024, 1025, 2500])
+@pytest.mark.parametrize("bias", [False, True])
+def test_blocks_of_rows_give_the_products_of_the_whole(rows: int, bias: bool) -> None:
+    torch.manual_seed(rows)
+    x, weight, b = torch.randn(rows, 72), torch.randn(96, 72), torch.randn(96) if bias else None
+    expected = (x.double() @ weight.double().t() + (0 if b is None else b.double())).float()
+    torch.testing.assert_close(blockwise_linear(x, weight, b), expected, rtol=1e-5, atol=1e-4)
+    strided = torch.randn(72, rows).t()
+    torch.testing.assert_close(blockwise_linear(strided, weight), strided @ weight.t(), rtol=1e-5, atol=1e-4)
+
+
+def test_kernels_are_asked_for_a_few_shapes_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[int] = set()
+    linear = torch.ops.mkldnn._linear_pointwise
+
+    class Ops:
+        @staticmethod
+        def _linear_pointwise(x: torch.Tensor, *args: object) -> torch.Tensor:
+            asked.add(len(x))
+            return linear(x, *args)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(cpu.torch.ops, "mkldnn", Ops)
+    for rows in range(1, 1400, 3):
+        blockwise_linear(torch.ones(rows, 64), torch.ones(64, 64))
+    assert asked == set(BLOCKS)
+
+
+@pytest.mark.parametrize("trained", ["input", "weight", "both"])
+def test_gradients_are_those_of_torch(trained: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.Linear(80, 96)
+    ours = copy.deepcopy(plain)
+    assert use_onednn(ours) == 1
+    found = []
+    for layer in (plain, ours):
+        layer.requires_grad_(trained != "input")
+        x = torch.linspace(-1, 1, 5 * 13 * 80).sin().view(5, 13, 80).requires_grad_(trained != "weight")
+        y = layer(x)
+        (y * y.detach().cos()).sum().backward()
+        found.append([y, x.grad, layer.weight.grad, layer.bias.grad])
+    for expected, got in zip(*found, strict=True):
+        assert (expected is None) == (got is None)
+        if expected is not None:
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_keep_their_names_weights_and_kind() -> None:
+    model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 16), nn.Linear(64, 64).bfloat16())
+    before = {name: p.clone() for name, p in model.state_dict().items()}
+    assert use_onednn(model) == 1  # one is too narrow, one not float32
+    assert isinstance(model[0], OneDnnLinear) and isinstance(model[0], nn.Linear)
+    assert type(model[1]) is type(model[2]) is nn.Linear
+    for restored in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert restored.state_dict().keys() == before.keys()
+        assert all(torch.equal(p, before[name]) for name, p in restored.state_dict().items())
+    lower = copy.deepcopy(model[0]).bfloat16()
+    x = torch.randn(3, 64).bfloat16()
+    assert torch.equal(lower(x), nn.functional.linear(x, lower.weight, lower.bias))
+
+
+def test_a_policy_model_computes_with_what_its_processor_prefers() -> None:
+    from memr1.models.adapters import PolicyModel
+
+    policies = PolicyModel.create("tiny-random", ("answerer",), dtype="float32", device="cpu")
+    changed = sum(isinstance(m, OneDnnLinear) for m in policies.module("answerer").modules())
+    assert (changed > 0) == prefers_onednn()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "preferred"),
+    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+)
+def test_onednn_is_for_amd_with_avx512(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, preferred: bool
+) -> None:
+    class Info:
+        def __init__(self, path: str) -> None:
+            assert path == "/proc/cpuinfo"
+
+        def is_file(self) -> bool:
+            return True
+
+        def read_text(self, errors: str) -> str:
+            return f"vendor_id : {vendor}\n"
+
+    monkeypatch.setattr(cpu, "Path", Info)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    prefers_onednn.cache_clear()
+    try:
+        assert prefers_onednn() is preferred
+    finally:
+        prefers_onednn.cache_clear()
