@@ -4,8 +4,8 @@
 
 `growth` measures a step against group size, prompt and completion length, with the operations that the formulas of
 `memr1.training.estimate` count and the share of the machine's matrix-product peak. `decode` is tokens per second beside
-`generate` of transformers, and with `--vllm` beside vLLM, on the same prompts. `model` is arithmetic alone: a
-prediction, marked as such.
+`generate` of transformers, its continuous batching (`generate_batch`), and with `--vllm` beside vLLM, on the same
+prompts. `model` is arithmetic alone: a prediction, marked as such.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ from memr1.models.architectures import Architecture, describe
 from memr1.training.estimate import forward_operations, packed_pairs, update_operations
 
 PARTS = ("growth", "decode", "model")
+NO_TOKEN = -1
+"""As the token that ends a turn: none does."""
 
 
 def bench_of(model: str, rank: int, tokens: int, steps: int) -> Bench:
@@ -82,34 +85,84 @@ def group_operations(arch: Architecture, prompt: float, group: int, new: float, 
 
 
 def decode(model: str, rank: int, quick: bool, vllm: str | None) -> None:
-    """Tokens per second of a batch of samples beside transformers' `generate` and vLLM, prefill included.
+    """Tokens per second of a batch of samples beside transformers' two ways and vLLM, prefill included.
 
+    All sample from the same untrained distribution and none stops early, so that all compute as many tokens.
     vllm: the Python interpreter of an environment that has it.
     """
     bench = bench_of(model, rank, 8192, 1)
+    bench.engine.eos_ids = (NO_TOKEN,)
     new = 16 if quick else 64
     cases = ((2, 4),) if quick else ((2, 4), (4, 8), (8, 8))
-    print("prompts  group  new  tokens/s  generate tokens/s  ratio" + "  vLLM tokens/s  ratio" * bool(vllm))
-    others = of_vllm(bench, model, cases, new, vllm) if vllm else [0.0] * len(cases)
-    for (prompts, group), other in zip(cases, others, strict=True):
-        rates = []
-        for shared in (True, False):
-            t = measured(bench, prompts, 480, group, new, shared)
-            rates.append(t["decode_tokens"] / (t["prefill_s"] + t["decode_s"]))
-        ours, theirs = rates
-        line = f"{prompts:7d} {group:6d} {new:4d} {ours:9.0f} {theirs:18.0f} {ours / theirs:6.1f}x"
-        print(line + (f" {other:14.0f} {ours / other:6.1f}x" if vllm else ""), flush=True)
+    names = ["generate", "continuous batching"] + ["vLLM"] * bool(vllm)
+    print("prompts  group  new  tokens/s" + "".join(f"  {n} tokens/s  ratio" for n in names))
+    of_another = of_vllm(bench, model, cases, new, vllm) if vllm else []
+    for i, (prompts, group) in enumerate(cases):
+        samples = samples_of(bench, prompts, group)
+        bench.args.max_new_tokens = new
+        ours = rate(lambda seed: sum(len(ids) for ids, _ in bench.sample_shared(samples, seed)[0]))  # noqa: B023
+        theirs = [
+            rate(lambda seed: sum(len(ids) for ids, _ in bench.sample_unshared(samples, seed)[0])),  # noqa: B023
+            of_continuous_batching(bench, samples, new),
+            *of_another[i : i + 1],
+        ]
+        line = f"{prompts:7d} {group:6d} {new:4d} {ours:9.0f}"
+        columns = zip(names, theirs, strict=True)
+        print(line + "".join(f"{t:{len(n) + 11}.0f} {ours / t:5.1f}x" for n, t in columns), flush=True)
+
+
+def samples_of(bench: Bench, prompts: int, group: int) -> list[tuple[int, ...]]:
+    """Token ids of FactWorld prompts of about 480 tokens, each as often as its group is large."""
+    rows = factworld_rows(prompts, bench.tokenizer, 480)
+    ids = [tuple(bench.tokenizer(r["prompt"], add_special_tokens=False)["input_ids"]) for r in rows]
+    return [i for i in ids for _ in range(group)]
+
+
+def rate(sample: Callable[[int], int], tries: int = 2) -> float:
+    """Tokens per second of `sample`, which is given a seed and returns how many it made: the better of some tries."""
+    best = 0.0
+    for seed in range(1 + tries):  # the first warms up
+        start = time.perf_counter()
+        tokens = sample(seed)
+        if seed:
+            best = max(best, tokens / (time.perf_counter() - start))
+    return best
+
+
+def of_continuous_batching(bench: Bench, samples: list[tuple[int, ...]], new: int) -> float:
+    """Tokens per second of transformers' `generate_batch` over the same weights, with room for all requests at once."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    how = GenerationConfig(
+        max_new_tokens=new,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=NO_TOKEN,
+        pad_token_id=bench.tokenizer.pad_token_id,
+    )
+    page = 256
+    cache = ContinuousBatchingConfig(
+        page_size=page,
+        num_blocks=sum(-(-(len(i) + new) // page) for i in samples),
+        max_batch_tokens=bench.args.max_tokens_per_microbatch,
+        return_logprobs=True,
+    )
+
+    def sample(seed: int) -> int:
+        made = model.generate_batch([list(i) for i in samples], how, replace(cache, seed=seed))
+        return sum(len(m.generated_tokens) for m in made.values())
+
+    with bench.engine.policies.use_merged("answerer") as model:
+        return rate(sample)
 
 
 def of_vllm(bench: Bench, model: str, cases: Sequence[tuple[int, int]], new: int, python: str) -> list[float]:
     """Tokens per second of vLLM on the same prompts, from a process in its own environment."""
     from memr1.models.registry import resolve_model
 
-    work = [
-        {"prompts": [bench.tokenizer(r["prompt"], add_special_tokens=False)["input_ids"]
-                     for r in factworld_rows(prompts, bench.tokenizer, 480)], "group": group, "new": new}
-        for prompts, group in cases
-    ]  # fmt: skip
+    work = [{"prompts": samples_of(bench, prompts, 1), "group": group, "new": new} for prompts, group in cases]
     done = subprocess.run(
         [python, str(Path(__file__).with_name("vllm_decode.py"))],
         input=json.dumps({"model": resolve_model(model), "steps": 2, "cases": work}),
@@ -117,7 +170,8 @@ def of_vllm(bench: Bench, model: str, cases: Sequence[tuple[int, int]], new: int
         text=True,
         check=True,
     )
-    rates: list[float] = json.loads(done.stdout.splitlines()[-1])["tokens_per_second"]
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith('{"version"'))  # vLLM logs there, too
+    rates: list[float] = json.loads(line)["tokens_per_second"]
     return rates
 
 
