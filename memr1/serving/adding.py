@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time as clock
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -59,11 +58,9 @@ async def add(
                 services.metrics.count(applied)
         accepted(applied.results)
         return [Decided(tuple(s.text for s in said), None, applied)]
-    start = clock.perf_counter()
     decided = await services.agent().remember(
         principal, ref, said, provenance=provenance, time=time, event_time=event_time, key=key, dry_run=dry_run
     )
-    services.metrics.generation_seconds.labels("manager").observe(clock.perf_counter() - start)
     for one in decided:
         if one.error is not None:
             services.metrics.refused.labels(one.error.split(":", 1)[0]).inc()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +20,11 @@ from memr1.serving import console, mem0_api, native_api, openai_api, runs_api
 from memr1.serving.agents import AgentService
 from memr1.serving.banks import Banks, BankService, InProcess
 from memr1.serving.errors import ApiError, as_api_error, body_of
-from memr1.serving.inference import Generator, Inference, watched
+from memr1.serving.inference import Generator, Inference, Model, watched
 from memr1.serving.jobs_worker import JobsWorker
 from memr1.serving.keys import LOCAL_TENANT, KeyFile, Principal, RateLimiter
 from memr1.serving.middleware import Gate
-from memr1.serving.observe import Metrics
+from memr1.serving.observe import Metrics, TimedGenerator
 from memr1.serving.requests import ADMINISTRATOR, Caller
 from memr1.serving.schemas import ERRORS
 from memr1.serving.settings import ServingConfig
@@ -44,17 +44,17 @@ class Services:
     banks: Banks
     agents: AgentService | None = None
     """None for a service without a model."""
-    inference: Inference | None = None
-    """The model, where it is in this process."""
+    model: Model | None = None
     keys: KeyFile | None = None
     metrics: Metrics = field(default_factory=Metrics)
     rates: RateLimiter = field(default_factory=RateLimiter)
     traces: Traces | None = None
-    model_ready: Callable[[], Awaitable[bool]] | None = None
-    """Asks a model in another process whether it lives."""
     stop: Callable[[], None] = lambda: None
     """Closes what was opened for the service."""
     stopping: bool = False
+    """Set when no more requests are taken."""
+    in_flight: int = 0
+    """Requests worked on now."""
 
     @property
     def label(self) -> str:
@@ -73,16 +73,15 @@ class Services:
 
     async def ready(self) -> None:
         """`ApiError` 503 while requests should go elsewhere."""
-        dead = self.inference is not None and not self.inference.alive
-        if self.stopping or dead or (self.model_ready is not None and not await self.model_ready()):
+        if self.stopping or (self.model is not None and not await self.model.ready()):
             raise ApiError(503, "not_ready", "the service starts or stops", headers={"Retry-After": "1"})
         await self.banks.call("ready")
 
     def close(self) -> None:
         """Finish what is under way and release everything."""
         self.stopping = True
-        if self.inference is not None:
-            self.inference.close(self.settings.timeout_s)
+        if self.model is not None:
+            self.model.close(self.settings.timeout_s)
         self.stop()
         if self.traces is not None:
             self.traces.close()
@@ -104,14 +103,19 @@ def start(settings: ServingConfig) -> Services:
 
         runner = load_runner(source, settings.threads)
         inference = Inference(watched(runner.engine), max_queue=settings.max_queue, max_batch=settings.max_batch)
-        generator: Generator = inference if traces is None else TracedGenerator(inference, traces)
+        metrics = Metrics()
+        generator = observed(inference, metrics, traces)
         agents = AgentService(source.config, runner.world.agents, generator, banks, settings, source.label)
-        services = Services(settings, banks, agents, inference, keys, traces=traces, stop=service.close)
-        services.metrics.watch(inference)
-        return services
+        return Services(settings, banks, agents, inference, keys, metrics, traces=traces, stop=service.close)
     except BaseException:
         service.close()
         raise
+
+
+def observed(generator: Generator, metrics: Metrics, traces: Traces | None = None) -> Generator:
+    """A generator whose work metrics and traces show."""
+    timed = TimedGenerator(generator, metrics)
+    return timed if traces is None else TracedGenerator(timed, traces)
 
 
 def _source(settings: ServingConfig) -> Source | None:
@@ -171,7 +175,8 @@ def make_app(services: Services) -> FastAPI:
     async def metrics(_: Caller = ADMINISTRATOR) -> Response:
         from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-        services.metrics.show(await services.banks.call("gauges"))
+        models = {} if services.model is None else await services.model.counts()
+        services.metrics.show(await services.banks.call("gauges"), models)
         return Response(generate_latest(services.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.exception_handler(MemR1Error)

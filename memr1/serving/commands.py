@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 from collections.abc import Sequence
@@ -130,10 +131,9 @@ def leave_on_sigterm() -> None:
 
 def run_uvicorn(settings: ServingConfig, host: str, port: int) -> None:
     """Serve settings with plain uvicorn."""
-    import uvicorn
-
-    from memr1.serving.app import make_app, start
+    from memr1.serving.app import start
     from memr1.serving.observe import log_to_stderr
+    from memr1.serving.server import Server
 
     log_to_stderr()
     services = start(settings)
@@ -144,15 +144,7 @@ def run_uvicorn(settings: ServingConfig, host: str, port: int) -> None:
             file=sys.stderr,
             flush=True,
         )
-        uvicorn.run(
-            make_app(services),
-            host=host,
-            port=port,
-            access_log=False,  # the application writes its own, without what people said
-            log_config=None,
-            timeout_graceful_shutdown=int(settings.timeout_s) + 1,
-            timeout_keep_alive=30,
-            server_header=False,
-        )
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(services, host, port).run()
     finally:
         services.close()

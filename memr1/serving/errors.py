@@ -50,6 +50,12 @@ def overloaded(what: str, retry_after_s: float = 1.0) -> ApiError:
     return ApiError(429, "overloaded", what, headers={"Retry-After": str(max(1, round(retry_after_s)))})
 
 
+def shutting_down() -> ApiError:
+    """503 while the service finishes what is under way."""
+    said = "the service stops; ask again in a moment"
+    return ApiError(503, "shutting_down", said, headers={"Retry-After": "1"})
+
+
 def as_api_error(error: MemR1Error) -> ApiError:
     """A library's refusal as one of the service: what a disk or a database did is the server's fault, the rest the
     caller's."""
@@ -98,7 +104,7 @@ def accepted(results: Sequence[OpResult]) -> None:
     raise ApiError(REJECTIONS.get(code, 409), code, result.detail or code)
 
 
-STATUSES = (400, 401, 403, 404, 405, 408, 409, 412, 413, 422, 429, 499, 500, 501, 503, 504)
+STATUSES = (400, 401, 403, 404, 405, 408, 409, 412, 413, 422, 429, 431, 499, 500, 501, 503, 504)
 """Of every refusal there is."""
 
 NATIVE, OPENAI, MEM0 = "native", "openai", "mem0"

@@ -12,14 +12,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from memr1.rollout.engine import Completion, GenerationRequest
-from memr1.serving.errors import ApiError, overloaded
+from memr1.serving.errors import ApiError, overloaded, shutting_down
 
 if TYPE_CHECKING:
     from memr1.rollout.engine import Engine, Watch
@@ -71,11 +71,27 @@ class Generator(Protocol):
         """Tokens of one completion as they are sampled, then the completion."""
 
 
+class Model(Protocol):
+    """A model from the side of whoever looks after it, wherever it runs."""
+
+    async def ready(self) -> bool:
+        """Whether it generates."""
+
+    async def counts(self) -> Mapping[str, RoundStats]:
+        """Of each replica, by its name; a model in this process has none. Those that do not answer are left out."""
+
+    def close(self, timeout_s: float) -> None:
+        """Finish what was begun and stop, if it is this process's."""
+
+
 @dataclass
 class RoundStats:
     """Counts since the start, for metrics and benchmarks."""
 
-    rounds: int = 0
+    waiting: int = 0
+    """Generations that no round has taken yet, when this was told."""
+    rounds: Counter[int] = field(default_factory=Counter)
+    """By the number of generations in them."""
     requests: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -124,14 +140,21 @@ class Inference:
         self._thread.start()
 
     @property
-    def waiting(self) -> int:
-        """Requests that no round has taken yet."""
-        return len(self._queue)
-
-    @property
     def alive(self) -> bool:
         """Whether rounds are played."""
         return self._thread.is_alive() and not self._closing
+
+    async def ready(self) -> bool:
+        """See `Model.ready`."""
+        return self.alive
+
+    async def counts(self) -> Mapping[str, RoundStats]:
+        """See `Model.counts`."""
+        return {"": self.snapshot()}
+
+    def snapshot(self) -> RoundStats:
+        """The counts of this moment."""
+        return replace(self.stats, waiting=len(self._queue), rounds=self.stats.rounds.copy())
 
     async def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """See `Generator.generate`."""
@@ -164,7 +187,7 @@ class Inference:
             self._wake.notify_all()
         self._thread.join(timeout_s)
         for item in list(self._queue):
-            item.tell(ApiError(503, "shutting_down", "the service stops; ask again in a moment"))
+            item.tell(shutting_down())
 
     def _submit(self, requests: Sequence[GenerationRequest], streamed: bool = False) -> list[_Waiting]:
         loop = asyncio.get_running_loop()
@@ -173,7 +196,7 @@ class Inference:
                 raise ApiError(400, "invalid_request", "an empty prompt cannot be continued")
         with self._wake:
             if self._closing:
-                raise ApiError(503, "shutting_down", "the service stops; ask again in a moment")
+                raise shutting_down()
             if len(self._queue) + len(requests) > self._max_queue:
                 raise overloaded(f"{len(self._queue)} generations wait for the model already", self._wait_s())
             items = [_Waiting(r, loop, loop.create_future(), asyncio.Queue() if streamed else None) for r in requests]
@@ -191,7 +214,7 @@ class Inference:
     def _work(self) -> None:
         while items := self._next_round():
             start = time.monotonic()
-            self.stats.rounds += 1
+            self.stats.rounds[len(items)] += 1
             self.stats.requests += len(items)  # before anybody has an answer: who was answered has been counted
             self._play(items)
             ended = time.monotonic()

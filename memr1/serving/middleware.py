@@ -19,7 +19,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memr1.errors import MemR1Error
-from memr1.serving.errors import ApiError, as_api_error, body_of, overloaded
+from memr1.serving.errors import ApiError, as_api_error, body_of, overloaded, shutting_down
 from memr1.serving.keys import ADMIN, Principal, key_of
 from memr1.serving.observe import log_request
 
@@ -56,7 +56,6 @@ class Gate:
 
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app, self._services = app, services
-        self._in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -72,14 +71,12 @@ class Gate:
             scope["raw_path"] = scope["path"].encode()
         answer = _Answer(send, request_id, self._services.settings.send_timeout_s)
         start = time.perf_counter()
-        self._in_flight += 1
-        self._services.metrics.in_flight.set(self._in_flight)
+        self._count(1)
         try:
             with self._traced(scope, headers, request_id, answer):
                 await self._answer(scope, headers, receive, answer, request_id)
         finally:
-            self._in_flight -= 1
-            self._services.metrics.in_flight.set(self._in_flight)
+            self._count(-1)
             self._note(scope, request_id, answer.status, time.perf_counter() - start)
 
     async def _answer(self, scope: Scope, headers: Headers, receive: Receive, answer: _Answer, request_id: str) -> None:
@@ -95,11 +92,17 @@ class Gate:
             logger.exception("request %s failed", request_id)
             await answer.refuse(ApiError(500, "internal_error", "the service failed; see its log"), scope["path"])
 
+    def _count(self, more: int) -> None:
+        self._services.in_flight += more
+        self._services.metrics.in_flight.set(self._services.in_flight)
+
     def _admit(self, scope: Scope, headers: Headers, answer: _Answer) -> None:
         path, services = scope["path"], self._services
         if PUBLIC.fullmatch(path):
             return
-        if self._in_flight > services.settings.max_in_flight:
+        if services.stopping:
+            raise shutting_down()
+        if services.in_flight > services.settings.max_in_flight:
             raise overloaded(f"{services.settings.max_in_flight} requests are worked on already")
         if services.keys is None:
             _check_local(scope, headers)

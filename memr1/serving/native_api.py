@@ -353,11 +353,9 @@ async def answer(body: s.AnswerRequest, caller: Reader) -> s.AnswerResponse:
     agents = caller.services.agent()
     scope = caller.within(body.user_id, body.agent_id, body.run_id)
     refs = await banks_of(caller, scope, body.bank)
-    start = clock.perf_counter()
     found = await agents.answer(
         caller.scope, refs, body.question, top_k=body.top_k, filters=body.filters, as_of=body.as_of
     )
-    caller.services.metrics.generation_seconds.labels("answerer").observe(clock.perf_counter() - start)
     return _answer(body.question, found, agents.label)
 
 

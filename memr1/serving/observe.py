@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from memr1.memory.state import reason_code
+from memr1.rollout.engine import Completion, GenerationRequest
 
 if TYPE_CHECKING:
-    from memr1.serving.inference import Inference
+    from memr1.serving.inference import Generator, RoundStats
     from memr1.serving.refs import Applied
 
 access_log = logging.getLogger("memr1.serving.access")
 
+_ROUND_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
@@ -42,7 +45,7 @@ class Metrics:
         self.in_flight = Gauge("memr1_in_flight", "Requests worked on now.", registry=self.registry)
         self.generation_seconds = Histogram(
             "memr1_generation_seconds",
-            "Time from asking the model to its completion, waiting included.",
+            "Time from asking the model to its completion, waiting for a round included.",
             ("role",),
             buckets=_SECONDS,
             registry=self.registry,
@@ -64,6 +67,8 @@ class Metrics:
         self.index_lag = Gauge(
             "memr1_index_lag_entries", "Entries that indexes have not seen yet.", registry=self.registry
         )
+        self._rounds = _Rounds()
+        self.registry.register(self._rounds)
 
     def count(self, applied: Applied) -> None:
         """Count the operations of a decision, or why it is held."""
@@ -75,33 +80,60 @@ class Metrics:
             else:
                 self.rejected.labels(reason_code(result.reason or "")).inc()
 
-    def show(self, gauges: Mapping[str, int]) -> None:
-        """Show what the store says of itself (`BankService.gauges`)."""
+    def show(self, gauges: Mapping[str, int], models: Mapping[str, RoundStats]) -> None:
+        """Show what the store says of itself (`BankService.gauges`), and the model's replicas (`Model.counts`)."""
+        self._rounds.models = models
         self.banks_open.set(gauges["banks_open"])
         self.index_lag.set(gauges["index_lag_entries"])
         self.held_writes.set(gauges["held_writes"])
 
-    def watch(self, inference: Inference) -> None:
-        """Show the queue and the rounds of a model in this process."""
-        self.registry.register(_Rounds(inference))
-
 
 class _Rounds(Collector):
-    def __init__(self, inference: Inference) -> None:
-        self._inference = inference
+    def __init__(self) -> None:
+        self.models: Mapping[str, RoundStats] = {}
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._inference.stats
-        yield GaugeMetricFamily("memr1_generation_queue", "Generations that wait.", value=self._inference.waiting)
-        for name, what, value in (
-            ("rounds", "Rounds of the model.", stats.rounds),
-            ("generations", "Generations in them.", stats.requests),
-            ("generations_cancelled", "Generations given up.", stats.cancelled),
-            ("prompt_tokens", "Tokens read.", stats.prompt_tokens),
-            ("completion_tokens", "Tokens written.", stats.completion_tokens),
-            ("model_busy_seconds", "Time in rounds.", stats.busy_s),
+        labels = ("replica",)
+        queue = GaugeMetricFamily("memr1_generation_queue", "Generations that wait for a round.", labels=labels)
+        rounds = HistogramMetricFamily("memr1_round_size", "Generations in a round of the model.", labels=labels)
+        for replica, stats in self.models.items():
+            queue.add_metric([replica], stats.waiting)
+            upto = [(f"{b:.1f}", sum(n for size, n in stats.rounds.items() if size <= b)) for b in _ROUND_SIZES]
+            rounds.add_metric([replica], [*upto, ("+Inf", stats.rounds.total())], stats.requests)
+        yield from (queue, rounds)
+        for name, what, field in (
+            ("generations_cancelled", "Generations given up.", "cancelled"),
+            ("prompt_tokens", "Tokens read.", "prompt_tokens"),
+            ("completion_tokens", "Tokens written.", "completion_tokens"),
+            ("model_busy_seconds", "Time in rounds.", "busy_s"),
         ):
-            yield CounterMetricFamily(f"memr1_{name}", what, value=value)
+            family = CounterMetricFamily(f"memr1_{name}", what, labels=labels)
+            for replica, stats in self.models.items():
+                family.add_metric([replica], getattr(stats, field))
+            yield family
+
+
+class TimedGenerator:
+    """See `memr1.serving.inference.Generator`; metrics are told how long the model took, by role."""
+
+    def __init__(self, inner: Generator, metrics: Metrics) -> None:
+        self._inner, self._seconds = inner, metrics.generation_seconds
+
+    async def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+        """See `Generator.generate`."""
+        start = time.perf_counter()
+        completions = await self._inner.generate(requests)
+        for request in requests:
+            self._seconds.labels(request.policy).observe(time.perf_counter() - start)
+        return completions
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[int | Completion]:
+        """See `Generator.stream`."""
+        start = time.perf_counter()
+        async for heard in self._inner.stream(request):
+            if isinstance(heard, Completion):
+                self._seconds.labels(request.policy).observe(time.perf_counter() - start)
+            yield heard
 
 
 def log_to_stderr() -> None:

@@ -16,7 +16,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -31,15 +31,16 @@ from memr1.errors import MemR1Error
 from memr1.rollout.engine import Completion, GenerationRequest
 from memr1.serving import proxy
 from memr1.serving.agents import AgentService
-from memr1.serving.app import Services, embedder_name, make_app
+from memr1.serving.app import Services, embedder_name, make_app, observed
 from memr1.serving.banks import Banks, BankService
 from memr1.serving.errors import ApiError, overloaded
-from memr1.serving.inference import Generator, Inference, watched
+from memr1.serving.inference import Inference, RoundStats, watched
 from memr1.serving.keys import KeyFile
-from memr1.serving.observe import log_to_stderr
+from memr1.serving.observe import Metrics, log_to_stderr
+from memr1.serving.reading import BankReader
 from memr1.serving.settings import ServingConfig
 from memr1.serving.source import default_source, find_source, load_runner
-from memr1.serving.tracing import TracedBanks, TracedGenerator, Traces
+from memr1.serving.tracing import TracedBanks, Traces
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +52,9 @@ MODEL_PATIENCE_S = 30.0
 MODEL_READY_S = 2.0
 """Time in which the model has to say that it lives."""
 _MODEL_AWAY = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
-_READS = frozenset(
-    {"names", "stats", "get", "entries", "listed", "history", "log", "search", "related", "export", "decided"}
-    | {"trial", "embed", "job", "put_job", "renew_job", "finish_job", "gauges", "held"}
+_REPEATABLE = frozenset(
+    {name for name in vars(BankReader) if not name.startswith("_")}
+    | {"decided", "trial", "held", "gauges", "job", "put_job", "renew_job", "finish_job"}
 )
 """Calls that can be made again when nobody knows whether they were done."""
 
@@ -120,7 +121,7 @@ class RemoteBanks:
                     raise error.cause from None
                 raise
             except RayActorError as error:
-                again = method in _READS or kwargs.get("key") is not None
+                again = method in _REPEATABLE or kwargs.get("key") is not None
                 if not again or time.monotonic() > end:
                     logger.warning("the owner of the banks is away: %s", type(error).__name__)
                     raise ApiError(
@@ -133,8 +134,8 @@ class RemoteBanks:
                 await asyncio.sleep(0.2)
 
 
-class RemoteGenerator:
-    """See `memr1.serving.inference.Generator`; in the model's replicas."""
+class RemoteModel:
+    """See `Generator` and `Model` of `memr1.serving.inference`; in the model's replicas."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
@@ -177,12 +178,23 @@ class RemoteGenerator:
                 response.cancel()  # after the end this changes nothing
 
     async def ready(self) -> bool:
-        """Whether a replica answers."""
+        """See `Model.ready`: whether a replica answers."""
         try:
             await asyncio.wait_for(self._handle.ready.remote(), MODEL_READY_S)
         except (TimeoutError, RayTaskError, BackPressureError, *_MODEL_AWAY):
             return False
         return True
+
+    async def counts(self) -> Mapping[str, RoundStats]:
+        """See `Model.counts`."""
+        try:
+            told = self._handle.broadcast("counts").results_async(timeout_s=MODEL_READY_S, return_exceptions=True)
+            return dict(found for found in await told if not isinstance(found, Exception))
+        except (TimeoutError, *_MODEL_AWAY):
+            return {}
+
+    def close(self, timeout_s: float) -> None:
+        """See `Model.close`: its replicas are Serve's to stop."""
 
 
 async def _wait_for_model(error: Exception, end: float) -> None:
@@ -198,7 +210,7 @@ def _known(error: RayTaskError) -> Exception:
     return error.cause if isinstance(error.cause, MemR1Error) else error
 
 
-class Model:
+class ModelReplica:
     """One base model with an adapter per role; every replica batches by itself."""
 
     def __init__(self, settings: ServingConfig) -> None:
@@ -218,13 +230,17 @@ class Model:
     def ready(self) -> None:
         """Answers, which is what is asked for."""
 
+    def counts(self) -> tuple[str, RoundStats]:
+        """Name of this replica, and its counts."""
+        return serve.get_replica_context().replica_id.unique_id, self._inference.snapshot()
+
     def check_health(self) -> None:
         """Asked by Serve, which replaces a replica that raises."""
         if not self._inference.alive:
             raise RuntimeError("the model's thread has ended")
 
 
-_MODEL: Any = serve.deployment(name="model", max_ongoing_requests=1024, graceful_shutdown_timeout_s=30)(Model)
+_MODEL: Any = serve.deployment(name="model", max_ongoing_requests=1024, graceful_shutdown_timeout_s=30)(ModelReplica)
 
 
 def build(args: dict[str, Any]) -> serve.Application:
@@ -284,10 +300,9 @@ def _services(settings: ServingConfig) -> Services:
     if source is None:
         return Services(settings, banks, keys=keys, traces=traces)
     agents = make_agents(source.config, load_tokenizer(source.config.model.name))
-    model = RemoteGenerator(serve.get_deployment_handle("model"))
-    generator: Generator = model if traces is None else TracedGenerator(model, traces)
-    service = AgentService(source.config, agents, generator, banks, settings, source.label)
-    return Services(settings, banks, service, keys=keys, traces=traces, model_ready=model.ready)
+    model, metrics = RemoteModel(serve.get_deployment_handle("model")), Metrics()
+    service = AgentService(source.config, agents, observed(model, metrics, traces), banks, settings, source.label)
+    return Services(settings, banks, service, model, keys, metrics, traces=traces)
 
 
 def run(settings: ServingConfig, host: str, port: int) -> None:

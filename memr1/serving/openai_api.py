@@ -165,9 +165,7 @@ async def chat(body: ChatRequest, caller: Reader) -> Any:
     if body.stream:
         parts = agents.answer_in_parts(caller.scope, refs, question, top_k=options.top_k)
         return StreamingResponse(turn.events(parts), media_type="text/event-stream")
-    start = clock.perf_counter()
     answered = await agents.answer(caller.scope, refs, question, top_k=options.top_k)
-    caller.services.metrics.generation_seconds.labels("answerer").observe(clock.perf_counter() - start)
     return {
         **turn.head("chat.completion"),
         "choices": [

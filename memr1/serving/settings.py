@@ -42,7 +42,7 @@ class ServingConfig:
     """Longest time for one generation, waiting included; then it is given up and the answer is 504. A request with many
     messages has one after the other. What was written before is kept."""
     body_timeout_s: float = 20.0
-    """Time for a request's body, and again for each MiB of it; then 408."""
+    """Time for a request's head, for its body, and again for each MiB of it; then 408."""
     send_timeout_s: float = 60.0
     """Longest wait for a client to take the next 256 KiB of its answer; then the connection is closed."""
     max_deletes: int = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import threading
 import time
@@ -104,6 +105,24 @@ def test_a_stream_comes_through(url: str) -> None:
     with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=60) as response:
         lines = [line for line in response.iter_lines() if line]
     assert lines[-1] == "data: [DONE]" and len(lines) >= 3
+
+
+def test_metrics_show_the_replicas_of_the_model(url: str) -> None:
+    def tokens() -> dict[str, float]:
+        shown = httpx.get(f"{url}/metrics", timeout=30).text
+        found = re.findall(r'^memr1_completion_tokens_total{replica="(\w+)"} (\S+)$', shown, re.MULTILINE)
+        assert re.search(r'^memr1_generation_seconds_count{role="answerer"} [1-9]', shown, re.MULTILINE)
+        assert re.search(r'^memr1_round_size_count{replica="\w+"} [1-9]', shown, re.MULTILINE)
+        return {replica: float(count) for replica, count in found}
+
+    add(url, "Ada paints.")
+    used = []
+    for _ in range(2):
+        answer = httpx.post(f"{url}/v1/answer", json={"question": "Who paints?", "bank": "notes", **MARA}, timeout=60)
+        used.append((answer.json()["usage"]["completion_tokens"], tokens()))
+    ((_, before), (more, after)) = used
+    assert len(after) == 1 and after.keys() == before.keys()
+    assert sum(after.values()) - sum(before.values()) == more > 0
 
 
 def test_what_serve_itself_refuses_is_json_too(url: str) -> None:

@@ -16,10 +16,11 @@ from starlette.testclient import TestClient
 from memr1.memory.embed import load_embedder
 from memr1.rollout.engine import Completion, GenerationRequest
 from memr1.serving.agents import AgentService
-from memr1.serving.app import Services, make_app
+from memr1.serving.app import Services, make_app, observed
 from memr1.serving.banks import BankService, InProcess
 from memr1.serving.inference import Inference
 from memr1.serving.keys import KeyFile
+from memr1.serving.observe import Metrics
 from memr1.serving.settings import ServingConfig
 from tests.unit.scripted import Script, ScriptedEngine, is_answerer, make_world, shown_entries
 
@@ -94,10 +95,9 @@ def make_services(
         return Services(settings, banks, keys=keys, stop=service.close)
     world = make_world()
     inference = Inference(Watched(script), max_queue=settings.max_queue, max_batch=settings.max_batch)
-    agents = AgentService(world.config, world.agents, inference, banks, settings, "scripted")
-    services = Services(settings, banks, agents, inference, keys, stop=service.close)
-    services.metrics.watch(inference)
-    return services
+    metrics = Metrics()
+    agents = AgentService(world.config, world.agents, observed(inference, metrics), banks, settings, "scripted")
+    return Services(settings, banks, agents, inference, keys, metrics, stop=service.close)
 
 
 def bearer(key: str) -> dict[str, str]:
@@ -117,9 +117,21 @@ def error_of(response: Any, status: int) -> dict[str, Any]:
 @contextmanager
 def listening(services: Services) -> Iterator[str]:
     """The URL of an application that listens on a free port of loopback."""
-    import uvicorn
+    with running(services) as server:
+        yield address(server)
 
-    server = uvicorn.Server(uvicorn.Config(make_app(services), host="127.0.0.1", port=0, log_level="warning"))
+
+def address(server: Any) -> str:
+    """The URL of a server that was started."""
+    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@contextmanager
+def running(services: Services) -> Iterator[Any]:
+    """The server of `listening`; it stops when its `should_exit` is set, as a signal does."""
+    from memr1.serving.server import Server
+
+    server = Server(services, "127.0.0.1", 0)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     end = time.monotonic() + 20
@@ -127,7 +139,7 @@ def listening(services: Services) -> Iterator[str]:
         assert time.monotonic() < end and thread.is_alive(), "the server did not start"
         time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join(20)

@@ -18,7 +18,7 @@ from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
 from memr1.memory.scopes import Scope
 from memr1.memory.store import BankStore
-from tests.unit.serving_cases import listening, make_services, sensible
+from tests.unit.serving_cases import listening, make_services, sensible, serving
 
 
 @pytest.fixture(params=["embedded", "service"])
@@ -128,6 +128,17 @@ def test_who_waits_too_short_for_accepted_work_is_told_and_it_is_done_all_the_sa
             memory.wait_for(job, timeout_s=0.3)
         go.set()
         assert memory.wait_for(job, timeout_s=20)["state"] == "done"
+
+
+def test_work_that_another_process_accepted_is_done_in_this_one(tmp_path: Path) -> None:
+    with serving(tmp_path, None) as client:
+        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        said = {"text": "Mara lives in Oslo.", "infer": False, "wait": False}
+        job = client.post("/v1/banks/memories/memories", params={"user_id": "mara"}, json=said).json()
+        assert job["state"] == "queued"
+    with Memory(str(tmp_path / "memory.db"), embedder="hash") as memory:
+        assert memory.wait_for(job["id"], timeout_s=20)["state"] == "done"
+        assert [m["text"] for m in memory.get_all(user_id="mara")] == ["Mara lives in Oslo."]
 
 
 def test_what_was_added_in_this_process_is_on_disk(tmp_path: Path) -> None:

@@ -325,6 +325,7 @@ def test_a_head_has_time_to_save_before_it_goes():
 
 def test_the_service_has_time_to_start_and_to_stop():
     """A container that is killed while it fetches weights would never start; one killed at once finishes nothing."""
+    from memr1.serving.server import FLUSH_S
     from memr1.serving.settings import ServingConfig
 
     (pod,) = (
@@ -332,8 +333,8 @@ def test_the_service_has_time_to_start_and_to_stop():
         for _, item in all_objects()
         if item["kind"] == "StatefulSet" and item["metadata"]["name"] == "memr1-bank"
     )
-    # uvicorn waits for requests, then the service for its model
-    assert pod["terminationGracePeriodSeconds"] >= 2 * ServingConfig().timeout_s + 2
+    # the server waits for requests and for clients to take their answers, then the service for its model
+    assert pod["terminationGracePeriodSeconds"] >= 2 * ServingConfig().timeout_s + 1 + FLUSH_S
     (container,) = pod["containers"]
     start = container["startupProbe"]
     assert start["httpGet"] == container["livenessProbe"]["httpGet"]

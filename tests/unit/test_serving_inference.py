@@ -89,7 +89,7 @@ def test_what_waits_is_generated_together_whoever_asked(engine: Slow) -> None:
         while not engine.rounds:
             await asyncio.sleep(0.001)
         others = [asyncio.create_task(inference.generate([asked(n, "manager")])) for n in range(20, 25)]
-        while inference.waiting < 5:
+        while inference.snapshot().waiting < 5:
             await asyncio.sleep(0.001)
         engine.go.release(3)
         results = [await t for t in (first, *others)]
@@ -126,7 +126,7 @@ def test_who_gives_up_is_dropped_before_the_round_or_at_the_next_token(engine: S
         while not engine.rounds:
             await asyncio.sleep(0.001)
         queued = asyncio.create_task(inference.generate([asked(20)]))
-        while not inference.waiting:
+        while not inference.snapshot().waiting:
             await asyncio.sleep(0.001)
         for task in (running, queued):
             task.cancel()

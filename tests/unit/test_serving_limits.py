@@ -188,8 +188,8 @@ def test_a_client_that_goes_away_stops_the_model_and_no_commit(tmp_path: Path) -
             asked.cancel()
             await asyncio.gather(asked, return_exceptions=True)
             gone.set()
-            await asyncio.to_thread(services.inference.close)  # type: ignore[union-attr]
-            tokens.append(services.inference.stats)  # type: ignore[union-attr]
+            await asyncio.to_thread(services.model.close, 20)  # type: ignore[union-attr]
+            tokens.append(services.model.snapshot())  # type: ignore[union-attr]
         services.close()
 
     asyncio.run(ask())
@@ -224,8 +224,8 @@ def test_a_client_that_hangs_up_on_a_real_server_stops_the_model(tmp_path: Path,
         while 'status="499"' not in client.get("/metrics", timeout=20).text:
             assert time.monotonic() < end, "the server did not notice"
         gone.set()
-        services.inference.close()  # type: ignore[union-attr]
-        stats = services.inference.stats  # type: ignore[union-attr]
+        services.model.close(20)  # type: ignore[union-attr]
+        stats = services.model.snapshot()  # type: ignore[union-attr]
         assert (stats.cancelled, stats.completion_tokens) == (1, 1)
         assert client.get(NOTES, params=MARA, timeout=20).json()["live"] == 1
 

@@ -1,0 +1,180 @@
+"""Plain uvicorn as the service runs it: slow and odd clients are left in time, stopping is told before it is done."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from memr1.serving.server import MAX_HEAD_BYTES
+from tests.unit.serving_cases import address, listening, make_services, running, sensible
+
+MARA = {"user_id": "mara"}
+PATIENCE_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    services = make_services(tmp_path_factory.mktemp("server"), None, body_timeout_s=PATIENCE_S)
+    with listening(services) as url:
+        yield url
+
+
+@contextmanager
+def connected(url: str) -> Iterator[socket.socket]:
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        yield client
+
+
+def heard(client: socket.socket) -> bytes:
+    """Everything until the server hangs up."""
+    said = b""
+    try:
+        while piece := client.recv(65536):
+            said += piece
+    except ConnectionResetError:  # it hung up while this side was still talking
+        pass
+    return said
+
+
+def refusal(said: bytes) -> tuple[int, str]:
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert b"content-type: application/json" in head.lower()
+    error = json.loads(body)["error"]
+    assert error["request_id"].encode() in head
+    return int(head.split()[1]), error["code"]
+
+
+def get(client: socket.socket, path: str) -> int:
+    client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+    said = b""
+    while b"\r\n\r\n" not in said or not said.endswith(b"}"):
+        said += client.recv(65536)
+    return int(said.split()[1])
+
+
+def test_who_says_nothing_is_left(url: str) -> None:
+    with connected(url) as client:
+        assert heard(client) == b""
+
+
+@pytest.mark.parametrize("before", [0, 2])
+def test_a_head_that_comes_too_slowly_is_refused_on_a_new_connection_and_on_an_old_one(url: str, before: int) -> None:
+    with connected(url) as client:
+        assert [get(client, "/healthz") for _ in range(before)] == [200] * before
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        begun = time.monotonic()
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.02):
+                try:
+                    client.sendall(b"a: b\r\n")
+                except OSError:
+                    return
+
+        trickling = threading.Thread(target=trickle)
+        trickling.start()
+        said = heard(client)
+        stop.set()
+        trickling.join(20)
+        assert refusal(said) == (408, "head_timeout") and time.monotonic() - begun >= 0.9 * PATIENCE_S
+
+
+def test_a_connection_that_rests_between_requests_is_kept(url: str) -> None:
+    with connected(url) as client:
+        for _ in range(3):
+            assert get(client, "/healthz") == 200
+            time.sleep(1.5 * PATIENCE_S)
+
+
+def test_a_client_that_goes_on_with_a_refused_body_is_left(url: str) -> None:
+    with connected(url) as client:
+        client.sendall(b"POST /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999\r\n\r\n")
+        stop = threading.Event()
+
+        def trickle() -> None:
+            while not stop.wait(0.02):
+                try:
+                    client.sendall(b"x")
+                except OSError:
+                    return
+
+        trickling = threading.Thread(target=trickle)
+        trickling.start()
+        assert heard(client).startswith(b"HTTP/1.1 405")
+        stop.set()
+        trickling.join(20)
+
+
+def test_a_head_without_end_is_refused_and_so_is_what_is_no_http(url: str) -> None:
+    with connected(url) as client:
+        sent = 0
+        client.sendall(b"GET /healthz HTTP/1.1\r\n")
+        try:
+            while sent < 8 * MAX_HEAD_BYTES:
+                client.sendall(b"a: " + b"b" * 8000 + b"\r\n")
+                sent += 8005
+                time.sleep(0.002)
+        except OSError:
+            pass
+        assert sent < 8 * MAX_HEAD_BYTES
+    with connected(url) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        assert refusal(heard(client)) == (400, "invalid_request")
+
+
+def test_large_but_honest_heads_pass(url: str) -> None:
+    assert httpx.get(f"{url}/healthz", headers={"X-Large": "y" * 30_000}).status_code == 200
+
+
+def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(tmp_path: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(prompt: str, request: Any) -> str:
+        begun.set()
+        assert go.wait(20)
+        return sensible(prompt, request)
+
+    answers: list[httpx.Response] = []
+    services = make_services(tmp_path, slow)
+    with running(services) as server, httpx.Client(base_url=address(server), timeout=20) as client:
+        url = address(server)
+        seed = {"text": "Mara lives in Oslo.", "infer": False}
+        at = "/v1/banks/notes/memories"
+        assert client.post(at, params=MARA, json=seed).status_code == 200
+        asking = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{url}/v1/answer", json={"question": "Where?", **MARA}, timeout=20)
+            )
+        )
+        asking.start()
+        assert begun.wait(20)
+        server.should_exit = True
+        while (ready := client.get("/readyz")).status_code == 200:
+            time.sleep(0.01)
+        assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
+        late = httpx.post(f"{url}{at}", params=MARA, json=seed)  # on a connection of its own
+        assert (late.status_code, late.json()["error"]["code"]) == (503, "shutting_down") and late.headers[
+            "retry-after"
+        ]
+        assert client.get("/healthz").status_code == 200
+        go.set()
+        asking.join(20)
+        assert [(a.status_code, a.json()["answer"]) for a in answers] == [(200, "Oslo")]
+        end = time.monotonic() + 20
+        while True:
+            try:
+                httpx.get(f"{url}/healthz")
+            except httpx.ConnectError:
+                break
+            assert time.monotonic() < end, "it still takes connections"
