@@ -1,7 +1,7 @@
 """What makes float32 models fast on a CPU: threads, memory that is kept, and matrix products by the right library.
 
 torch sends float32 products to MKL, which has its AVX-512 kernels for Intel's processors alone; oneDNN, which is part
-of torch too, has them for all. On AMD it is more than twice as fast (benchmarks/results/grpo_step_cpu.md). But it
+of torch too, has them for all. On AMD it is twice as fast (benchmarks/results/grpo_step_cpu.md). But it
 prepares a kernel with buffers for every shape it meets, and hardly two batches of dialogues have the same number of
 tokens: rows are therefore cut into blocks of a few sizes.
 """
@@ -22,10 +22,12 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
 
-BLOCKS = (8, 16, 32, 64, 128, 256, 512, 1024)
+BLOCKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Rows of the blocks, ascending."""
 FULL_ENOUGH = 0.75
 """The last rows are filled up to the next block where they are at least this share of it."""
+FEW_ROWS = 32
+"""Up to so many rows are always filled up: reading the weights twice would take longer than the idle rows."""
 LEAST_SIDE = 64
 """Weights with a shorter side (the halves of an adapter) stay with MKL: there is too little to win."""
 
@@ -36,7 +38,7 @@ def set_up_cpu(threads: int) -> None:
     """Prepare this process for a model: `threads` CPU threads, or all cores for 0, and freed memory is kept for reuse.
 
     Ray limits its actors to one thread unless told otherwise. glibc gives large blocks back to the system at once,
-    which hands them out zeroed, page by page: for a model's activations that takes a third as long as its products.
+    which hands them out zeroed, page by page: an evaluation took a quarter longer.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if platform.libc_ver()[0] == "glibc":
@@ -130,6 +132,6 @@ def blockwise_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
 def _block(left: int) -> int:
     """Size of the next block of `left` rows."""
     above = next((b for b in BLOCKS if b >= left), None)
-    if above is not None and (left >= FULL_ENOUGH * above or above == BLOCKS[0]):
+    if above is not None and (above <= FEW_ROWS or left >= FULL_ENOUGH * above):
         return above
     return max(b for b in BLOCKS if b <= left)

@@ -90,6 +90,15 @@ def test_the_check_of_gpus_prints_its_tables_on_a_small_model() -> None:
     assert counts == [1, 2, 1], done.stdout + done.stderr
 
 
+def test_products_of_this_processor_are_compared_by_rows_and_in_a_model() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "cpu_products.py"), "--quick", "--model", "tiny-random"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    rows, passes = (done.stdout[done.stdout.index(head) :].splitlines()[1:] for head in ("rows  torch", "pass  torch"))
+    assert [float(line.split()[2]) > 0 for line in rows[:7]] == [True] * 7
+    assert [line.rsplit(maxsplit=3)[0] for line in passes[:2]] == ["forward", "forward and backward"]
+
+
 def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "scaling.py"), "--quick", "--model", "tiny-random"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
