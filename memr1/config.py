@@ -322,13 +322,18 @@ class ClaimConfig:
 
 @dataclass(frozen=True)
 class PlacementConfig:
-    """Where actors go on a Ray cluster. Embedder, rewards and the frozen role live in every runner, the reference of
-    the KL in every learner; they have no place of their own."""
+    """Where actors go on a Ray cluster. Rewards and the frozen role live in every runner, unless `judge` and
+    `agents.answerer_endpoint` name servers; the reference of the KL lives in every learner (docs/cluster.md)."""
 
     runners: ClaimConfig = field(default_factory=ClaimConfig)
     """Each runner."""
     learners: ClaimConfig = field(default_factory=ClaimConfig)
     """Each learner."""
+    embedders: ClaimConfig = field(default_factory=ClaimConfig)
+    """Each embedder of `num_embedders`. It computes on the CPU unless it claims a GPU, or a share of one, here."""
+    num_embedders: int = 0
+    """Actors that embed for all runners; 0 has every runner embed for itself, on the CPU. For a `memory.embedder` that
+    is too large to be held by every runner, or that needs a GPU."""
     gpus: str = "shared"
     """`shared` lets runners and learners share GPUs where there are too few; `apart` never does."""
     strategy: str = "spread"

@@ -191,7 +191,8 @@ def validate(config: Config, source: str = "config") -> None:
         "needs learner.zero_stage of at least 1",
     )
     need(0 <= config.memory.pressure < 1, "memory.pressure", f"must be in [0, 1), is {config.memory.pressure}")
-    for name, claim in (("runners", config.placement.runners), ("learners", config.placement.learners)):
+    for name in ("runners", "learners", "embedders"):
+        claim = getattr(config.placement, name)
         for resource in ("cpus", "gpus"):
             amount = getattr(claim, resource)
             key = f"placement.{name}.{resource}"
@@ -200,7 +201,9 @@ def validate(config: Config, source: str = "config") -> None:
             need(whole, key, f"must be whole above 1, is {amount}: Ray takes fractions of one only")
     need(config.stuck_after_s >= 0, "stuck_after_s", f"must be at least 0, is {config.stuck_after_s}")
     need(config.placement.wait_s >= 0, "placement.wait_s", f"must be at least 0, is {config.placement.wait_s}")
-    need(config.placement.max_runners >= 0, "placement.max_runners", "must be at least 0")
+    for name in ("max_runners", "num_embedders"):
+        amount = getattr(config.placement, name)
+        need(amount >= 0, f"placement.{name}", f"must be at least 0, is {amount}")
     need(
         config.learner.max_grad_norm > 0, "learner.max_grad_norm", f"must be above 0, is {config.learner.max_grad_norm}"
     )

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from memr1.agents.roles import Agents, Prompt
 from memr1.config import Config
-from memr1.memory.embed import Embedder
+from memr1.memory.embed import Embedder, EmbedderLost
 from memr1.rollout.engine import Completion, Engine, GenerationRequest, SamplingParams
 from memr1.trajectory import Sequence as TokenSequence
 from memr1.trajectory import Step
@@ -50,7 +50,7 @@ class Failure:
 def drive(episodes: Sequence[Episode[T]], engine: Engine) -> list[T | Failure]:
     """Play episodes to their ends; results in order. An episode that raises becomes a Failure, the others go on.
 
-    Errors of the engine itself are not an episode's fault and propagate.
+    Errors of the engine itself, or the loss of the embedder, are not an episode's fault and propagate.
     """
     results: list[T | Failure | None] = [None] * len(episodes)
     waiting: dict[int, list[GenerationRequest]] = {}
@@ -60,6 +60,8 @@ def drive(episodes: Sequence[Episode[T]], engine: Engine) -> list[T | Failure]:
             waiting[i] = next(episodes[i]) if completions is None else episodes[i].send(completions)
         except StopIteration as stop:
             results[i] = stop.value
+        except EmbedderLost:
+            raise
         except Exception as error:
             results[i] = Failure(error)
 

@@ -23,6 +23,10 @@ from memr1.errors import MemR1Error
 from memr1.memory.index import Vectors
 
 
+class EmbedderLost(MemR1Error):
+    """An embedder in another process does not answer any more."""
+
+
 class Embedder(Protocol):
     """Turns texts into vectors; the same text gives the same vector up to rounding, whatever the batch."""
 

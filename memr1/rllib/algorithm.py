@@ -21,15 +21,17 @@ from ray.rllib.algorithms.algorithm_config import AlgorithmConfig
 from ray.rllib.callbacks.utils import make_callback
 from ray.rllib.env.env_runner_group import EnvRunnerGroup
 from ray.rllib.utils import force_list
+from ray.tune import PlacementGroupFactory
 from ray.util.debug import log_once
 
 from memr1.config import Config
 from memr1.config_file import load_config, with_overrides
 from memr1.errors import MemR1Error
 from memr1.rllib.cluster import connect
+from memr1.rllib.embedding import start_embedders
 from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
-from memr1.rllib.placement import Node, cluster_nodes, ensure, reserve_learners, room_for, runner_options
+from memr1.rllib.placement import Node, claim, cluster_nodes, ensure, reserve_learners, room_for, runner_options
 from memr1.rllib.pool import RayPool
 from memr1.rllib.resources import Shares, by_collective, shares
 from memr1.rllib.telemetry import Telemetry
@@ -56,6 +58,7 @@ class MemoryR1Config(AlgorithmConfig):
         self.memr1_waits = False
         self.claims: Shares | None = None
         self.placement_plan: list[str] = []
+        self.embedders: tuple[Any, ...] = ()
         self.env_runner_cls: Any = DialogueEnvRunner
         self.log_sys_usage = False
         self.create_local_env_runner = False
@@ -157,7 +160,13 @@ class MemoryR1(Algorithm):
     @classmethod
     def default_resource_request(cls, config: Any) -> Any:
         """What a Tune trial reserves. It waits in Tune's queue until there is room, so none has to be free now."""
-        return super().default_resource_request({**config, "memr1_waits": True})
+        waiting = {**config, "memr1_waits": True}
+        request: Any = super().default_resource_request(waiting)
+        settings: Any = cls.get_default_config().update_from_dict(waiting)
+        settings.validate()
+        shares, count = settings.claims, settings.memr1.placement.num_embedders
+        bundles = [claim(shares.embedder_cpus, shares.embedder_gpus)] * count
+        return PlacementGroupFactory(request.bundles + bundles, strategy=request.strategy)
 
     def setup(self, config: Any) -> None:
         """Start the runners and the trainer. Builds none of RLlib's Learners, RLModules and connectors."""
@@ -171,8 +180,10 @@ class MemoryR1(Algorithm):
         self._telemetry = Telemetry(experiment.name)
         self._timeline = Timeline(experiment.run_dir)
         self._bundles, self.env_runner_group = None, None
+        self._embedders: tuple[Any, ...] = ()
         try:
             self._bundles = reserve_learners(experiment, self.config.claims)
+            self._embedders = start_embedders(experiment, self.config.claims)
             self.env_runner_group = RunnerGroup(
                 config=self._for_runners(experiment), local_env_runner=False, tune_trial_id=self.trial_id
             )
@@ -227,7 +238,7 @@ class MemoryR1(Algorithm):
     def _for_runners(self, experiment: Config) -> MemoryR1Config:
         """What runners are made from: with the paths of `_experiment`, as learners get them."""
         config: MemoryR1Config = self.config.copy(copy_frozen=False)
-        config.memr1 = experiment
+        config.memr1, config.embedders = experiment, self._embedders
         return config
 
     def _make_learners(self, role: str, policies: str | None) -> RayLearnerGroup:
@@ -311,11 +322,13 @@ class MemoryR1(Algorithm):
         self.trainer.resume_from(adopt(Path(path) / OWN_CHECKPOINT, self.trainer.config.run_dir))
 
     def cleanup(self) -> None:
-        """End learners and runners, as far as `setup` came."""
+        """End learners, runners and embedders, as far as `setup` came."""
         if hasattr(self, "trainer"):
             self.trainer.close()
         elif (runners := getattr(self, "env_runner_group", None)) is not None:
             runners._worker_manager.clear()
         if hasattr(self, "_bundles"):
             self._log.close()
+            for embedder in self._embedders:
+                ray.kill(embedder)
             self._free_learners()

@@ -20,6 +20,7 @@ from ray.rllib.env.env_runner import EnvRunner
 from memr1.config import Config
 from memr1.errors import MemR1Error
 from memr1.rllib.cluster import use_own_interface
+from memr1.rllib.embedding import RemoteEmbedder
 from memr1.rllib.placement import check_shared
 from memr1.rollout.engine import WeightUpdate, chunks
 from memr1.rollout.runner import Play, Runner
@@ -93,7 +94,10 @@ class DialogueEnvRunner(EnvRunner):
         super().__init__(config=config, **kwargs)
         check_shared(config.memr1, f"runner {self.worker_index}")
         use_own_interface()
-        self.runner = Runner(_for_this_process(config.memr1, config.claims.runners_per_node))
+        self.runner = Runner(
+            _for_this_process(config.memr1, config.claims.runners_per_node),
+            RemoteEmbedder(config.embedders, self.worker_index) if config.embedders else None,
+        )
         self._token: str | None = None
         self._node = ray.util.get_node_ip_address()
         self._watch = (config.memr1.stuck_after_s, config.memr1.run_dir)

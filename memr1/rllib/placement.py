@@ -1,7 +1,8 @@
-"""Where runners and learners of a run fit on a cluster: worked out, shown, and refused before anything is started.
+"""Where the actors of a run fit on a cluster: worked out, shown, and refused before anything is started.
 
-The plan is a forecast from what is free now (first fit, the learners first since they come as a gang). Ray decides in
-the end; what it cannot place, the plan finds out within seconds instead of a start that waits for half an hour.
+The plan is a forecast from what is free now (first fit in the order in which actors are started, the learners first
+since they come as a gang). Ray decides in the end; what it cannot place, the plan finds out within seconds instead of a
+start that waits for half an hour.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ SETTLE_S = 20.0
 RESERVE_S = 60.0
 """Ray places the learners' bundles within moments where there is room."""
 POLL_S = 1.0
+EPSILON = 1e-6
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,44 @@ class Actor:
 
 
 def actors(config: Config, shares: Shares) -> list[Actor]:
-    """All actors of a run, learners first."""
+    """All actors of a run in the order in which they are started: learners, embedders, runners."""
     p = config.placement
-
-    def claim(cpus: float, gpus: float) -> dict[str, float]:
-        return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-
     learner, runner = claim(shares.learner_cpus, shares.learner_gpus), claim(shares.runner_cpus, shares.runner_gpus)
-    return [Actor(f"learner {i}", learner, p.learners.labels) for i in range(config.learner.num_learners)] + [
-        Actor(f"runner {i + 1}", runner, p.runners.labels) for i in range(config.rollout.num_runners)
+    embedder = claim(shares.embedder_cpus, shares.embedder_gpus)
+    return [
+        *(Actor(f"learner {i}", learner, p.learners.labels) for i in range(config.learner.num_learners)),
+        *(Actor(f"embedder {i + 1}", embedder, p.embedders.labels) for i in range(p.num_embedders)),
+        *(Actor(f"runner {i + 1}", runner, p.runners.labels) for i in range(config.rollout.num_runners)),
     ]
+
+
+def claim(cpus: float, gpus: float) -> dict[str, float]:
+    """A claim by Ray's names."""
+    return {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+
+
+Room = tuple[float, tuple[float, ...]]
+"""What is left of a node: CPUs, and of each GPU. Two GPUs that are half free have no room for a claim of 0.6."""
+
+
+def room(resources: Mapping[str, float]) -> Room:
+    """What a node offers. Of GPUs that are in use in part only the sum is known; they are taken for one."""
+    whole, part = divmod(round(resources.get("GPU", 0.0), 4), 1)
+    return resources.get("CPU", 0.0), (1.0,) * int(whole) + ((part,) if part else ())
+
+
+def taken(left: Room, claim: Mapping[str, float]) -> Room | None:
+    """What a claim leaves of a node, or None where it does not fit. A share of a GPU goes, as with Ray, where it leaves
+    least; more than one takes whole ones."""
+    cpus, gpus = left[0] - claim.get("CPU", 0.0), sorted(left[1])
+    wanted = claim.get("GPU", 0.0)
+    for share in [1.0] * int(wanted) if wanted >= 1 else [wanted] * (wanted > 0):
+        home = next((i for i, free in enumerate(gpus) if free + EPSILON >= share), None)
+        if home is None:
+            return None
+        gpus[home] -= share
+        gpus.sort()
+    return None if cpus < -EPSILON else (cpus, tuple(gpus))
 
 
 def place(
@@ -60,18 +90,20 @@ def place(
 ) -> tuple[dict[str, str], list[Actor]]:
     """Node by actor, and the actors that do not fit.
 
-    strategy: of the learners, see `placement.strategy`; runners go where most CPUs are left. amount: `free`, or
+    strategy: of the learners, see `placement.strategy`; others go where most CPUs are left. amount: `free`, or
     `total` to ask whether they would fit on an empty cluster.
     """
-    left = {n.name: dict(n.total if amount == "total" else n.free) for n in nodes}
+    left = {n.name: room(n.total if amount == "total" else n.free) for n in nodes}
     homes: dict[str, str] = {}
     without: list[Actor] = []
     learners_on: list[str] = []
     learners = sum(a.name.startswith("learner") for a in wanted)
 
     def fits(actor: Actor, node: Node, times: int = 1) -> bool:
-        labelled = all(node.labels.get(k) == v for k, v in actor.labels.items())
-        return labelled and all(left[node.name].get(r, 0.0) + 1e-6 >= x * times for r, x in actor.claim.items())
+        after: Room | None = left[node.name]
+        for _ in range(times):
+            after = None if after is None else taken(after, actor.claim)
+        return after is not None and all(node.labels.get(k) == v for k, v in actor.labels.items())
 
     for actor in wanted:
         is_learner = actor.name.startswith("learner")
@@ -86,11 +118,10 @@ def place(
             continue
         packs = is_learner and strategy.endswith("pack")
         used = {n.name: learners_on.count(n.name) * (-1 if packs else 1) if is_learner else 0 for n in candidates}
-        home = min(candidates, key=lambda n: (used[n.name], -left[n.name].get("CPU", 0.0))).name
+        home = min(candidates, key=lambda n: (used[n.name], -left[n.name][0])).name
         homes[actor.name] = home
         learners_on += [home] if is_learner else []
-        for resource, x in actor.claim.items():
-            left[home][resource] -= x
+        left[home] = taken(left[home], actor.claim) or left[home]
     return homes, without
 
 
@@ -143,15 +174,39 @@ def room_for(config: Config, shares: Shares, nodes: Sequence[Node], runners: int
 
 
 def describe(config: Config, homes: Mapping[str, str], wanted: Sequence[Actor], nodes: Sequence[Node]) -> list[str]:
-    """A plan in lines, one for each node that gets something."""
+    """A plan in lines: one for each node that gets something, then one for each role."""
     claims = {a.name: _amounts(a.claim) for a in wanted}
     lines = []
     for node in nodes:
         here = [f"{name} ({claims[name]})" for name, home in homes.items() if home == node.name]
         if here:
             lines.append(f"{node.name}, {_amounts(node.free)} free: {', '.join(here)}")
-    shared = "embedder, rewards and the frozen role in every runner"
-    return [*lines, shared + ("; reference of the KL in every learner" if config.algo.kl_coef > 0 else "")]
+    return [*lines, *roles(config)]
+
+
+def roles(config: Config) -> list[str]:
+    """Where each of the five roles of a training lives, a line for each."""
+
+    def count(number: int, name: str) -> str:
+        return f"{number} {name}{'s' if number > 1 else ''}"
+
+    embedders = config.placement.num_embedders
+    copy = "adapter" if config.model.weights == "lora" else "model"
+    rewards = ["in every runner"]
+    if (answerer := config.agents.answerer_endpoint) is not None:
+        rewards.append(f"answers for the manager by {answerer.model} at {answerer.url}")
+    elif any(s.role == "manager" and s.objective != "sft" for s in config.stages):
+        rewards.append("answers for the manager by the answerer there")
+    if config.judge is not None:
+        rewards.append(f"judge {config.judge.model} at {config.judge.url}")
+    return [
+        f"rollout: in {count(config.rollout.num_runners, 'runner')}",
+        f"learner: in {count(config.learner.num_learners, 'learner')}",
+        f"reference: in every learner, a frozen {copy}" if config.algo.kl_coef > 0 else "reference: not needed",
+        f"reward: {'; '.join(rewards)}",
+        f"embedder: {config.memory.embedder} in "
+        + (f"{count(embedders, 'embedder')} for all runners" if embedders else "every runner, on the CPU"),
+    ]
 
 
 def _refusal(wanted: Sequence[Actor], without: Sequence[Actor], nodes: Sequence[Node]) -> MemR1Error:
@@ -222,6 +277,19 @@ def runner_options(config: Config) -> dict[str, Any]:
     return {"scheduling_strategy": "SPREAD"} | ({"label_selector": dict(labels)} if labels else {})
 
 
+def embedder_options(config: Config, index: int) -> dict[str, Any]:
+    """Options of an embedder beside its claims. Inside a Tune trial it goes into its own of the bundles, the last ones:
+    elsewhere it could take a runner's room."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    if (group := ray.util.get_current_placement_group()) is not None:
+        bundle = group.bundle_count - config.placement.num_embedders + index
+        return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)}
+    labels = config.placement.embedders.labels
+    return {"scheduling_strategy": "SPREAD"} | ({"label_selector": dict(labels)} if labels else {})
+
+
 def reserve_learners(config: Config, shares: Shares) -> Any:
     """A placement group with a bundle for every rank: all are placed, or none. A run keeps it from start to end, so
     that no runner takes the learners' room between two stages, and Ray moves bundles off a node that is lost. None
@@ -230,7 +298,7 @@ def reserve_learners(config: Config, shares: Shares) -> Any:
 
     if ray.util.get_current_placement_group() is not None:
         return None
-    bundle = {"CPU": shares.learner_cpus} | ({"GPU": shares.learner_gpus} if shares.learner_gpus else {})
+    bundle = claim(shares.learner_cpus, shares.learner_gpus)
     size, labels = config.learner.num_learners, config.placement.learners.labels
     group = ray.util.placement_group(
         [dict(bundle) for _ in range(size)],

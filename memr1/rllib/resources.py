@@ -1,4 +1,4 @@
-"""What runners and learners ask of the cluster, so that a default run fits on any machine: pure arithmetic."""
+"""What runners, learners and embedders ask of the cluster, so that a default run fits on any machine: arithmetic."""
 
 from __future__ import annotations
 
@@ -22,27 +22,35 @@ class Shares:
     learner_gpus: float
     runners_per_node: int
     """Runners that share the cores of a node, at most."""
+    embedder_cpus: float = 0.0
+    embedder_gpus: float = 0.0
 
 
 def shares(config: Config, cpus: float, gpus: float, nodes: int) -> Shares:
     """Claims for a cluster of `nodes` machines with `cpus` and `gpus` in total, all of them free.
 
     Actors get a CPU each where there are enough with one left for the driver, else equal fractions. GPUs are used
-    unless `model.device` is `cpu`: one for each actor, or shared when there are fewer (`placement.gpus`). What
-    `placement` names replaces that. Raises MemR1Error when there are fewer GPUs than learners.
+    unless `model.device` is `cpu`: one for each actor, or shared when there are fewer (`placement.gpus`). Embedders use
+    none unless `placement` says so, and what they claim is taken off what runners get. What `placement` names replaces
+    that. Raises MemR1Error when there are fewer GPUs than learners.
     """
-    fitted = _fitted(config, cpus, gpus, nodes)
-    runner, learner = config.placement.runners, config.placement.learners
+    runner, learner, embedder = config.placement.runners, config.placement.learners, config.placement.embedders
+    actors = config.rollout.num_runners + config.learner.num_learners + config.placement.num_embedders
+    # a cluster without CPUs has no workers yet: whole ones say what it needs
+    cpu = 1.0 if cpus >= actors + 1 or cpus == 0 else _floor(cpus / (actors + 1))
+    runner_gpus, learner_gpus = _gpus(config, gpus)
 
     def named(value: float | None, fit: float) -> float:
         return fit if value is None else value
 
     return Shares(
-        named(runner.cpus, fitted.runner_cpus),
-        named(runner.gpus, fitted.runner_gpus),
-        named(learner.cpus, fitted.learner_cpus),
-        named(learner.gpus, fitted.learner_gpus),
-        fitted.runners_per_node,
+        named(runner.cpus, cpu),
+        named(runner.gpus, runner_gpus),
+        named(learner.cpus, cpu),
+        named(learner.gpus, learner_gpus),
+        math.ceil(config.rollout.num_runners / max(nodes, 1)),
+        named(embedder.cpus, cpu) if config.placement.num_embedders else 0.0,
+        named(embedder.gpus, 0.0) if config.placement.num_embedders else 0.0,
     )
 
 
@@ -54,32 +62,72 @@ def by_collective(config: Config, claims: Shares) -> bool:
     return config.rollout.weight_transfer == "collective"
 
 
-def _fitted(config: Config, cpus: float, gpus: float, nodes: int) -> Shares:
-    runners, learners = config.rollout.num_runners, config.learner.num_learners
-    actors = runners + learners
-    # a cluster without CPUs has no workers yet: whole ones say what it needs
-    cpu = 1.0 if cpus >= actors + 1 or cpus == 0 else _floor(cpus / (actors + 1))
-    per_node = math.ceil(runners / max(nodes, 1))
+def _gpus(config: Config, gpus: float) -> tuple[float, float]:
+    """GPUs of a runner, and of a learner."""
+    runners, learners, p = config.rollout.num_runners, config.learner.num_learners, config.placement
     device = config.model.device
     if device == "cpu" or (device == "auto" and gpus == 0):
-        return Shares(cpu, 0.0, cpu, 0.0, per_node)
+        return 0.0, 0.0
+    embedders = _Stack(p.num_embedders, p.embedders.gpus or 0.0)
     if gpus == 0:  # asked for by name: a cluster that grows on demand will bring them
-        gpus = actors
-    if gpus < learners and config.placement.learners.gpus is None:
+        gpus = runners + learners + embedders.alone
+    whole, taken = int(gpus), ""
+    if embedders.share >= 1:
+        whole, taken = max(0, whole - embedders.alone), f" beside the {embedders.alone} that embedders take"
+        embedders = _Stack(0, 0.0)
+    if whole < learners and p.learners.gpus is None:
         raise MemR1Error(
-            f"learner.num_learners is {learners} and the cluster has {gpus:g} GPUs; every learner needs one of its own"
+            f"learner.num_learners is {learners} and the cluster has {whole} GPUs{taken}; every learner needs one of "
+            "its own"
         )
-    whole = int(gpus)
-    if whole >= actors:
-        return Shares(cpu, 1.0, cpu, 1.0, per_node)
-    if config.placement.gpus == "apart" and whole <= learners and config.placement.runners.gpus is None:
+    if whole >= runners + learners + embedders.alone:
+        return 1.0, 1.0
+    own = whole - learners
+    fits = [0.0]
+    if own > embedders.alone:
+        fits.append(_floor(1 / math.ceil(runners / (own - embedders.alone))))
+    if own > 0 and own >= embedders.alone:
+        fits.append(_floor((1 - embedders.on(1.0)) / math.ceil(runners / own)))
+    if max(fits) > 0:
+        return max(fits), 1.0
+    if p.gpus == "apart" and p.runners.gpus is None:
         raise MemR1Error(
             f"placement.gpus is apart: {learners} learners and {runners} runners need at least {learners + 1} GPUs, "
-            f"and the cluster has {gpus:g}; use shared, or fewer learners"
+            f"and the cluster has {whole}{taken}; use shared, or fewer learners"
         )
-    if whole > learners:
-        return Shares(cpu, _floor(1 / math.ceil(runners / (whole - learners))), cpu, 1.0, per_node)
-    return Shares(cpu, _floor((1 - LEARNER_PART) / math.ceil(runners / max(whole, 1))), cpu, LEARNER_PART, per_node)
+    rest, shared = 1 - LEARNER_PART, max(1, min(whole, learners))
+    runner = _floor((rest - embedders.on(rest)) / math.ceil(runners / shared))
+    room = embedders.most(rest) * shared + embedders.most(1.0) * max(0, own)
+    if (runner == 0 or room < embedders.count) and p.runners.gpus is None:
+        raise MemR1Error(
+            f"placement.embedders.gpus: {embedders.count} embedders with {embedders.share:g} each leave no GPU to the "
+            f"runners: the cluster has {whole}, and each of {learners} learners takes {LEARNER_PART} of one. Claim "
+            "less, or leave it out, which has embedders compute on the CPU"
+        )
+    return runner, LEARNER_PART
+
+
+@dataclass(frozen=True)
+class _Stack:
+    """Embedders with a share of a GPU each. Ray puts a share where it leaves least of a GPU, so they gather."""
+
+    count: int
+    share: float
+
+    def most(self, room: float) -> int:
+        """How many fit into so much of one GPU."""
+        return min(self.count, int(room / self.share + 1e-9)) if self.share else self.count
+
+    def on(self, room: float) -> float:
+        """What they take of it at most."""
+        return self.most(room) * self.share
+
+    @property
+    def alone(self) -> int:
+        """GPUs that they need where nobody else is on them."""
+        if self.share >= 1:
+            return self.count * int(self.share)
+        return math.ceil(self.count / self.most(1.0)) if self.count and self.share else 0
 
 
 def _floor(value: float) -> float:

@@ -19,7 +19,7 @@ from memr1.envs.deciding import DecisionTask, play_decisions
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
 from memr1.envs.replaying import ReplayTask, play_replays
 from memr1.errors import MemR1Error
-from memr1.memory.embed import load_embedder
+from memr1.memory.embed import CachedEmbedder, Embedder, load_embedder
 from memr1.models.adapters import PolicyModel
 from memr1.models.registry import context_window, load_tokenizer
 from memr1.rewards.base import make_reward
@@ -61,7 +61,8 @@ def eos_token_ids(policies: PolicyModel, tokenizer: Any) -> tuple[int, ...]:
 class Runner:
     """Plays episodes with the weights it was last given."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, embedder: Embedder | None = None) -> None:
+        """embedder: one that lives elsewhere, in place of `memory.embedder` in this process."""
         from memr1.models.cpu import set_up_cpu
 
         set_up_cpu(config.model.threads)
@@ -83,7 +84,8 @@ class Runner:
         self._judge = LLMJudge(config.judge) if config.judge is not None else None
         self._channel: Channel | None = None
         self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
-        self.world = World(config, agents, load_embedder(config.memory.embedder))
+        own = load_embedder(config.memory.embedder) if embedder is None else CachedEmbedder(embedder)
+        self.world = World(config, agents, own)
 
     def _make_engine(self, eos_ids: tuple[int, ...], pad_id: int, agents: Agents, longest: int) -> Engine:
         config = self.config

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.ray.programs import BIN, ROOT, free_ports, wait_until
 
 START_ATTEMPTS = 3
@@ -63,6 +65,8 @@ class Host:
 
 
 HERE = Host()
+LONG = ("stages.0.steps=100000",)
+"""Longer than any test."""
 _networks = itertools.count()
 
 
@@ -153,6 +157,19 @@ class Nodes:
         self.processes[name] = subprocess.Popen(command, env=self.env, start_new_session=True, **options)
         return self.processes[name]
 
+    def actors(self) -> list[tuple[str, str, str]]:
+        """Class, label `pool` of the node, and id of the node, of every actor there is or was."""
+        found = []
+        for what in ("nodes", "actors"):
+            command = [str(BIN / "ray"), "list", what, "--address", self.jobs, "--detail", "--format", "json"]
+            done = subprocess.run(
+                [*self.head.prefix, *command], env=self.env, capture_output=True, text=True, timeout=120
+            )
+            assert done.returncode == 0, done.stderr
+            found.append(json.loads(done.stdout))
+        pools = {node["node_id"]: node["labels"].get("pool", "") for node in found[0]}
+        return sorted((a["class_name"], pools.get(a["node_id"], ""), a["node_id"]) for a in found[1])
+
     def kill(self, name: str) -> None:
         """End a node with all its processes, without a word."""
         process = self.processes.pop(name)
@@ -208,6 +225,23 @@ class Job:
         times = [line["time"] for line in self.steps()]
         gaps = [after - before for before, after in itertools.pairwise(times) if after > happened - 1]
         return max(gaps)
+
+
+def assert_undisturbed(job: Job, make_config: Callable[..., Any], folder: Path) -> None:
+    """Every step is in the log once, with the loss that it has in one process where nothing happens."""
+    from memr1.training.local import LocalSession
+    from memr1.training.runlog import RunLog
+
+    steps = job.steps()
+    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
+    alone = make_config(folder, "name=alone", "backend=local", *LONG)
+    session = LocalSession(alone, RunLog(alone.run_dir), None)
+    session.trainer.save = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    try:
+        expected = [session.step()["learner/loss"] for _ in steps]
+    finally:
+        session.close()
+    assert [line["learner/loss"] for line in steps] == pytest.approx(expected, rel=1e-3)
 
 
 class Drive:

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.nodes import Host, Job, Nodes, network
+from tests.ray.nodes import LONG, Host, Job, Nodes, assert_undisturbed, network
 
 NAMES = ("head", "a", "b", "c", "r", "s")
-ENDLESS = ("stages.0.steps=100000", "placement.wait_s=120")
+ENDLESS = (*LONG, "placement.wait_s=120")
 TWO_RANKS = (
     "learner.num_learners=2",
     "placement.strategy=strict-spread",
@@ -53,23 +53,6 @@ def start(stack: ExitStack, folder: Path, hosts: dict[str, Host]) -> Nodes:
     nodes = Nodes(folder, hosts["head"], jobs=True)
     stack.callback(nodes.close)
     return nodes
-
-
-def assert_undisturbed(job: Job, make_config, folder: Path) -> None:
-    """Every step is in the log once, with the loss that it has where nothing happens."""
-    from memr1.training.local import LocalSession
-    from memr1.training.runlog import RunLog
-
-    steps = job.steps()
-    assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-    alone = make_config(folder, "name=alone", "backend=local", *ENDLESS[:1])
-    session = LocalSession(alone, RunLog(alone.run_dir), None)
-    session.trainer.save = lambda *_, **__: None  # type: ignore[method-assign, assignment]
-    try:
-        expected = [session.step()["learner/loss"] for _ in steps]
-    finally:
-        session.close()
-    assert [line["learner/loss"] for line in steps] == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.timeout(1200)

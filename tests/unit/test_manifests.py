@@ -1,9 +1,7 @@
 """Everything under cluster/ and rayjobs/ that a machine reads: parsed, checked against schemas, and its paths resolved.
 
-Schemas: Ray's own for launcher files and runtime environments; the types of the official Kubernetes client for
-Kubernetes objects and every pod template. KubeRay ships its schemas with its operator only, so the fields of its
-objects are checked against the list below, made from its API reference (version 1.6); the same holds for the
-Prometheus operator's PodMonitor.
+Schemas: Ray's own for launcher files and runtime environments, those of `manifests.py` for Kubernetes. What the files
+name in one another: test_manifest_references.py.
 """
 
 from __future__ import annotations
@@ -14,190 +12,24 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
 from memr1.config_file import load_config
-
-ROOT = Path(__file__).resolve().parents[2]
-CLUSTER = ROOT / "cluster"
-KUBERNETES = sorted(p for p in (CLUSTER / "kubernetes").rglob("*.yaml") if p.name != "kustomization.yaml")
-KUSTOMIZATIONS = sorted((CLUSTER / "kubernetes").rglob("kustomization.yaml"))
-LAUNCHERS = sorted((CLUSTER / "launcher").glob("*.yaml"))
-RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
-HOME_IN_IMAGE = "/home/ray/memr1"
-
-RAY_CLUSTER = {
-    "authOptions": {"mode": str, "secretName": str, "enableK8sTokenAuth": bool},
-    "autoscalerOptions": {
-        "env": ["V1EnvVar"],
-        "idleTimeoutSeconds": int,
-        "image": str,
-        "resources": "V1ResourceRequirements",
-        "securityContext": "V1SecurityContext",
-        "upscalingMode": str,
-    },
-    "enableInTreeAutoscaling": bool,
-    "gcsFaultToleranceOptions": dict,
-    "headGroupSpec": {
-        "enableIngress": bool,
-        "headService": "V1Service",
-        "rayStartParams": {str: str},
-        "serviceType": str,
-        "template": "V1PodTemplateSpec",
-    },
-    "rayVersion": str,
-    "suspend": bool,
-    "workerGroupSpecs": [
-        {
-            "groupName": str,
-            "maxReplicas": int,
-            "minReplicas": int,
-            "numOfHosts": int,
-            "rayStartParams": {str: str},
-            "replicas": int,
-            "template": "V1PodTemplateSpec",
-        }
-    ],
-}
-RAY_JOB = {
-    "activeDeadlineSeconds": int,
-    "backoffLimit": int,
-    "clusterSelector": {str: str},
-    "entrypoint": str,
-    "entrypointNumCpus": (int, float),
-    "entrypointNumGpus": (int, float),
-    "jobId": str,
-    "metadata": {str: str},
-    "rayClusterSpec": RAY_CLUSTER,
-    "runtimeEnvYAML": str,
-    "shutdownAfterJobFinishes": bool,
-    "submissionMode": str,
-    "submitterPodTemplate": "V1PodTemplateSpec",
-    "suspend": bool,
-    "ttlSecondsAfterFinished": int,
-}
-KINDS: dict[str, Any] = {
-    "Namespace": "V1Namespace",
-    "NetworkPolicy": "V1NetworkPolicy",
-    "PersistentVolumeClaim": "V1PersistentVolumeClaim",
-    "Service": "V1Service",
-    "StatefulSet": "V1StatefulSet",
-    "RayCluster": {"spec": RAY_CLUSTER},
-    "RayJob": {"spec": RAY_JOB},
-    "RayCronJob": {"spec": {"schedule": str, "jobTemplate": RAY_JOB}},
-    "RayService": {
-        "spec": {
-            "serveConfigV2": str,
-            "rayClusterConfig": RAY_CLUSTER,
-            "serveService": "V1Service",
-            "upgradeStrategy": {"type": str},
-        }
-    },
-    "PodMonitor": {
-        "spec": {"selector": "V1LabelSelector", "podMetricsEndpoints": [{"port": str, "interval": str, "path": str}]}
-    },
-}
-REQUIRED = {
-    "headGroupSpec": ("rayStartParams", "template"),
-    "workerGroupSpecs": ("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
-    "RayCluster": ("rayVersion", "headGroupSpec"),
-    "RayJob": ("entrypoint",),
-    "RayCronJob": ("schedule", "jobTemplate"),
-    "RayService": ("serveConfigV2", "rayClusterConfig"),
-    "PodMonitor": ("selector", "podMetricsEndpoints"),
-}
-
-
-def check(value: Any, schema: Any, where: str) -> None:
-    """Raise AssertionError naming the place when a value does not fit."""
-    if isinstance(schema, str):
-        check_model(value, schema, where)
-    elif isinstance(schema, list):
-        assert isinstance(value, list), f"{where}: expected a list"
-        for i, item in enumerate(value):
-            check(item, schema[0], f"{where}[{i}]")
-    elif isinstance(schema, dict):
-        assert isinstance(value, dict), f"{where}: expected a mapping"
-        for key, item in value.items():
-            assert str in schema or key in schema, f"{where}.{key}: no such field; there are {sorted(map(str, schema))}"
-            check(item, schema.get(key, schema.get(str)), f"{where}.{key}")
-    else:
-        kinds = schema if isinstance(schema, tuple) else (schema,)
-        fits = isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds)
-        assert fits, f"{where}: expected {schema}, found {value!r}"
-
-
-def check_model(value: Any, name: str, where: str) -> None:
-    """A value against a type of the Kubernetes client: known fields, their types, what is required."""
-    import kubernetes.client.models as models
-
-    if match := re.fullmatch(r"[Ll]ist\[(.+)\]", name):
-        return check(value, [match[1]], where)
-    if match := re.fullmatch(r"[Dd]ict[\[(]str, (.+)[\])]", name):
-        return check(value, {str: match[1]}, where)
-    plain = {"str": str, "int": int, "bool": bool, "float": (int, float), "object": object, "datetime": str}
-    if name in plain:
-        if name == "object":  # quantities, ports by name or number
-            return
-        return check(value, plain[name], where)
-    model = getattr(models, name)
-    assert isinstance(value, dict), f"{where}: expected a mapping for {name}"
-    by_key = {key: attribute for attribute, key in model.attribute_map.items()}
-    for key, item in value.items():
-        assert key in by_key, f"{where}.{key}: {name} has no such field"
-        check_model(item, model.openapi_types[by_key[key]], f"{where}.{key}")
-    known = {by_key[key]: item for key, item in value.items()}
-    model(**{a: known.get(a) for a in model.attribute_map})  # raises for what is required and not there
-
-
-def check_object(item: dict[str, Any], where: str) -> None:
-    kind = item["kind"]
-    schema = KINDS[kind]
-    if isinstance(schema, str):
-        return check_model(item, schema, where)
-    expected = "monitoring.coreos.com/v1" if kind == "PodMonitor" else "ray.io/v1"
-    assert item["apiVersion"] == expected, where
-    check_model(item["metadata"], "V1ObjectMeta", f"{where}.metadata")
-    check(item["spec"], schema["spec"], f"{where}.spec")
-    groups = [("headGroupSpec", g) for g in find(item, "headGroupSpec")]
-    groups += [("workerGroupSpecs", g) for found in find(item, "workerGroupSpecs") for g in found]
-    for name, value in [(kind, item["spec"]), *groups]:
-        for field in REQUIRED[name]:
-            assert field in value, f"{where}: {name}.{field} is missing"
-    for mode in find(item, "submissionMode"):
-        assert mode in ("K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"), where
-    return None
-
-
-def objects(path: Path) -> list[dict[str, Any]]:
-    return [o for o in yaml.safe_load_all(path.read_text()) if o]
-
-
-def all_objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    for path in [*KUBERNETES, CLUSTER / "monitoring" / "podmonitor.yaml"]:
-        for item in objects(path):
-            yield f"{path.relative_to(ROOT)}: {item['kind']}", item
-
-
-def find(value: Any, key: str) -> Iterator[Any]:
-    """Values of a key, anywhere inside."""
-    if isinstance(value, dict):
-        if key in value:
-            yield value[key]
-        for item in value.values():
-            yield from find(item, key)
-    elif isinstance(value, list):
-        for item in value:
-            yield from find(item, key)
-
-
-def pods(item: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from (t["spec"] for t in find(item, "template"))
+from tests.unit.manifests import (
+    CLUSTER,
+    HOME_IN_IMAGE,
+    LAUNCHERS,
+    RAY,
+    ROOT,
+    all_objects,
+    check_object,
+    find,
+    objects,
+    pods,
+)
 
 
 def test_every_kubernetes_object_fits_its_schema():
@@ -210,6 +42,8 @@ def test_every_kubernetes_object_fits_its_schema():
     [
         (lambda c: c["spec"].update(rayVersoin="1"), "rayVersoin: no such field"),
         (lambda c: c["spec"]["workerGroupSpecs"][0].update(replicas="2"), "replicas: expected"),
+        (lambda c: c["spec"]["authOptions"].update(mode="tokens"), "'tokens' is not one of"),
+        (lambda c: c["spec"]["workerGroupSpecs"][0].update(replicas=9), "replicas is 9"),
         (lambda c: c["spec"]["workerGroupSpecs"][0].pop("maxReplicas"), "workerGroupSpecs.maxReplicas is missing"),
         (lambda c: c["spec"]["headGroupSpec"]["template"]["spec"].update(container=[]), "V1PodSpec has no such field"),
         (
@@ -400,21 +234,6 @@ def test_files_named_in_the_readme_are_there():
         for option in ("cpu", "gpu"):
             found = name.replace("{cpu,gpu}", option)
             assert (CLUSTER / found).exists() or (CLUSTER / "kubernetes" / found).exists(), name
-
-
-@pytest.mark.parametrize("path", KUSTOMIZATIONS, ids=lambda p: p.parent.name)
-def test_kustomizations_build_and_what_they_build_fits(path):
-    if shutil.which("kubectl") is None:
-        pytest.skip("kubectl is not installed; it builds the overlays")
-    done = subprocess.run(["kubectl", "kustomize", str(path.parent)], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    built = [o for o in yaml.safe_load_all(done.stdout) if o]
-    for item in built:
-        check_object(item, f"{path.parent.name}: {item['kind']}")
-    (cluster,) = [o for o in built if o["kind"] == "RayCluster"]
-    worker = cluster["spec"]["workerGroupSpecs"][0]
-    resources = worker["template"]["spec"]["containers"][0]["resources"]["limits"]
-    assert ("nvidia.com/gpu" in resources) == (path.parent.name == "gpu") == (worker["groupName"] == "gpu")
 
 
 def test_slurm_script_is_a_shell_script():

@@ -6,12 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from memr1.config import ClaimConfig, Config, LearnerConfig, ModelConfig, PlacementConfig, RolloutConfig
+from memr1.config import (
+    AgentsConfig,
+    AlgoConfig,
+    ClaimConfig,
+    Config,
+    LearnerConfig,
+    ModelConfig,
+    PlacementConfig,
+    RolloutConfig,
+    StageConfig,
+)
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.rllib import placement
-from memr1.rllib.placement import Node, actors, ensure, place
+from memr1.rllib.placement import Node, actors, ensure, place, roles
 from memr1.rllib.resources import Shares, shares
+from memr1.rollout.endpoint import EndpointConfig
 
 
 def config(num_runners: int, num_learners: int, **where: object) -> Config:
@@ -72,6 +83,75 @@ def test_gpus_are_shared_or_kept_apart_and_what_is_named_is_taken():
     assert shares(named, 8, 1, 1) == Shares(3, 0.25, 1.0, 0.5, 2)
 
 
+def test_the_plan_says_of_each_of_the_five_roles_where_it_lives():
+    c = replace(
+        config(2, 1, num_embedders=2, embedders=ClaimConfig(cpus=0.5, gpus=0.1, labels={"pool": "embed"})),
+        algo=AlgoConfig(kl_coef=0.001),
+        stages=(StageConfig(role="manager"),),
+    )
+    nodes = [node("a", 4, gpus=1), node("b", 3, gpus=1, pool="embed")]
+    _, plan = ensure(c, claims_of(c), lambda: nodes)
+    assert plan == [
+        "a, 4 CPU + 1 GPU free: learner 0 (1 CPU + 1 GPU)",
+        "b, 3 CPU + 1 GPU free: embedder 1 (0.5 CPU + 0.1 GPU), embedder 2 (0.5 CPU + 0.1 GPU), "
+        "runner 1 (1 CPU + 0.4 GPU), runner 2 (1 CPU + 0.4 GPU)",
+        "rollout: in 2 runners",
+        "learner: in 1 learner",
+        "reference: in every learner, a frozen adapter",
+        "reward: in every runner; answers for the manager by the answerer there",
+        "embedder: minilm in 2 embedders for all runners",
+    ]
+    served = replace(
+        c,
+        agents=AgentsConfig(answerer_endpoint=EndpointConfig("http://one:8000/v1", "qwen")),
+        judge=EndpointConfig("http://two:8000/v1", "llama"),
+    )
+    assert roles(served)[3] == (
+        "reward: in every runner; answers for the manager by qwen at http://one:8000/v1; "
+        "judge llama at http://two:8000/v1"
+    )
+
+
+def test_a_share_of_a_gpu_lies_on_one_gpu():
+    """As Ray has it: two GPUs that are half free are not one that is free."""
+    c = config(1, 2, learners=ClaimConfig(gpus=0.6), runners=ClaimConfig(gpus=0.6))
+    assert homes(c, [node("a", 8, gpus=2)], "pack") == ["runner 1"]
+    assert len(homes(c, [node("a", 8, gpus=3)], "pack")) == 3  # type: ignore[arg-type]
+    c = config(1, 1, learners=ClaimConfig(gpus=2), runners=ClaimConfig(gpus=0.5))
+    partly = Node("a", {"CPU": 8, "GPU": 3}, {"CPU": 8, "GPU": 2.4})
+    assert homes(c, [partly], "pack") == ["runner 1"]
+
+
+def fits(gpus: int, *claims: tuple[float, int]) -> bool:
+    """Whether claims (share, how many) fit on so many GPUs, each given the GPU where it leaves least; in hundredths."""
+    free = [100] * gpus
+    for share, times in claims:
+        for _ in range(times):
+            homes = [i for i in range(gpus) if free[i] >= round(share * 100)]
+            if not homes:
+                return False
+            free[min(homes, key=lambda i: free[i])] -= round(share * 100)
+    return True
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize(("count", "share"), [(1, 0.1), (2, 0.15), (2, 0.5), (3, 0.3), (1, 1.0), (2, 1.0)])
+def test_what_embedders_claim_is_left_over_by_runners_and_learners(gpus, count, share):
+    """Against a plain count of each GPU; refused is only what would not fit with next to nothing for the runners."""
+    for learners in range(1, gpus + 1):
+        for runners in (1, 2, 3, 5, 8):
+            c = config(runners, learners, num_embedders=count, embedders=ClaimConfig(gpus=share))
+            try:
+                s = shares(c, 64, gpus, 1)
+            except MemR1Error as error:
+                assert "embedders" in str(error)
+                assert not fits(gpus, (0.6, learners), (share, count), (0.01, runners))
+                continue
+            assert s.embedder_gpus == share and s.runner_gpus > 0
+            assert fits(gpus, (s.learner_gpus, learners), (share, count), (s.runner_gpus, runners)), (learners, s)
+            assert not place(actors(c, s), [node("a", 64, gpus)], "pack")[1]
+
+
 def test_no_actor_is_placed_where_another_one_has_taken_the_room():
     """Against a plain count: on every node, what is placed fits into what was free."""
     nodes = [node("a", 4, 1), node("b", 8, 2, used=3), node("c", 2, 1)]
@@ -104,7 +184,11 @@ def test_a_cluster_that_is_busy_for_a_moment_is_waited_for(monkeypatch):
     assert states == [] and fitted.runner_cpus == 1.0
     assert plan == [
         "a, 4 CPU + 0 GPU free: learner 0 (1 CPU), runner 1 (1 CPU)",
-        "embedder, rewards and the frozen role in every runner",
+        "rollout: in 1 runner",
+        "learner: in 1 learner",
+        "reference: not needed",
+        "reward: in every runner",
+        "embedder: minilm in every runner, on the CPU",
     ]
 
 
@@ -140,6 +224,8 @@ def test_gpus_asked_for_that_are_not_there_are_named():
     [
         ("placement.runners.gpus=1.5", "placement.runners.gpus: must be whole above 1"),
         ("placement.learners.cpus=-1", "placement.learners.cpus: must be at least 0"),
+        ("placement.embedders.gpus=-0.1", "placement.embedders.gpus: must be at least 0"),
+        ("placement.num_embedders=-1", "placement.num_embedders: must be at least 0"),
         ("placement.strategy=together", "placement.strategy"),
         ("placement.runners.gpu=1", "did you mean gpus"),
     ],

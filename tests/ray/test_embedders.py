@@ -1,0 +1,111 @@
+"""Embedders in actors of their own: the same run as with one in every runner, also when one of them dies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memr1.errors import MemR1Error
+from memr1.memory.embed import CachedEmbedder, EmbedderLost, load_embedder
+
+APART = ("placement.num_embedders=2", "placement.embedders.cpus=0.2")
+
+
+@pytest.fixture
+def build(ray_cluster, make_config, tmp_path) -> Iterator[Callable[..., Any]]:
+    """(name, *overrides) -> an algorithm, which is stopped at the end."""
+    from memr1.rllib.algorithm import MemoryR1Config
+
+    with ExitStack() as stack:
+
+        def made(name: str, *overrides: str) -> Any:
+            config = make_config(tmp_path, f"name={name}", "checkpoint.every_steps=100", *overrides)
+            algorithm = MemoryR1Config().experiment(config).build_algo()
+            stack.callback(algorithm.stop)
+            return algorithm
+
+        yield made
+
+
+def in_runner(algorithm: Any, look: Callable[[CachedEmbedder], Any]) -> Any:
+    (result,) = algorithm.pool._manager.foreach_actor(lambda env_runner: look(env_runner.runner.world.embedder))
+    return result.get()
+
+
+def embedded(actor: Any) -> int:
+    """Texts that an embedder has embedded."""
+    import ray
+
+    return ray.get(actor.__ray_call__.remote(lambda embedder: embedder._embedder.misses))
+
+
+def tasks(algorithm: Any) -> list[Any]:
+    from memr1.training.worlds import training_dialogues
+
+    dialogues = training_dialogues(algorithm.trainer.config)
+    return [t.task for t in algorithm.pool.map("build_tasks", dialogues, role="answerer", bank="oracle")]
+
+
+def test_a_run_whose_embedders_are_apart_is_the_same_run_also_when_they_die(build):
+    import ray
+
+    own = build("own")
+    expected, shown = [own.train()["learner"]["loss"] for _ in range(2)], tasks(own)
+    own.stop()
+    apart = build("apart", *APART)
+    assert [apart.train()["learner"]["loss"] for _ in range(2)] == pytest.approx(expected, rel=1e-6)
+    kind, asked = in_runner(apart, lambda embedder: (type(embedder.inner).__name__, embedder.misses))
+    assert kind == "RemoteEmbedder"
+    assert sum(map(embedded, apart._embedders)) == asked > 0
+    for embedder in apart._embedders:
+        ray.kill(embedder, no_restart=False)
+    in_runner(apart, lambda embedder: embedder.forget())
+    assert tasks(apart) == shown, "the memories that are retrieved for each question"
+    assert sum(map(embedded, apart._embedders)) > 0
+    assert apart.pool.replaced == 0
+
+
+def test_another_embedder_is_asked_while_one_is_away_and_the_vectors_are_the_same(ray_cluster, monkeypatch):
+    import ray
+
+    from memr1.rllib import embedding
+
+    texts = ["Ana lives in Porto", "Ben plays chess", "Ana lives in Porto"]
+    expected = load_embedder("hash").embed(texts)
+    made = [ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote("hash") for _ in range(2)]
+    try:
+        remote = embedding.RemoteEmbedder(made, first=1)
+        assert (remote.name, remote.dim) == ("hash-256", 256)
+        np.testing.assert_array_equal(remote.embed(texts), expected)
+        assert [embedded(e) for e in made] == [0, 2], "each text once, by the one that is first asked"
+        ray.kill(made[1])
+        np.testing.assert_array_equal(remote.embed(texts), expected)
+        assert embedded(made[0]) == 2
+        monkeypatch.setattr(embedding, "AWAY_S", 2.0)
+        ray.kill(made[0])
+        with pytest.raises(EmbedderLost, match="none of 2 embedders answered .*--resume auto.*num_embedders=0"):
+            CachedEmbedder(remote).embed(["something new"])
+    finally:
+        for embedder in made:
+            ray.kill(embedder)
+
+
+def test_a_model_that_is_not_there_is_told_before_any_runner_starts(build):
+    with pytest.raises(MemR1Error, match="embedder '/no/such/folder'"):
+        build("nothing", "memory.embedder=/no/such/folder", *APART)
+
+
+def test_a_tune_trial_reserves_room_for_its_embedders(ray_cluster, make_config, tmp_path):
+    from memr1.rllib.algorithm import MemoryR1, MemoryR1Config
+
+    def bundles(*overrides: str) -> list[dict[str, float]]:
+        settings = MemoryR1Config().experiment(make_config(tmp_path, *overrides))
+        return MemoryR1.default_resource_request(settings.to_dict()).bundles
+
+    without, apart = bundles(), bundles(*APART)
+    assert len(apart) == len(without) + 2
+    assert apart[-2:] == [{"CPU": 0.2}] * 2
