@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -127,13 +128,26 @@ def test_an_error_of_a_rank_comes_out_as_it_is(ray_cluster, make_config, tmp_pat
         RayLearnerGroup(config, "answerer", str(tmp_path / "nothing"), HALF)
 
 
-def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different(ray_cluster, make_config, tmp_path):
+@pytest.mark.parametrize("when", ["between two steps", "half-way through a checkpoint"])
+def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different(
+    ray_cluster, make_config, tmp_path, when
+):
     import ray
 
     from memr1.rllib.session import RaySession
     from memr1.training.local import LocalSession
     from memr1.training.run import prepare_folder
     from memr1.training.runlog import RunLog, read_metrics
+
+    def die_writing(learner) -> None:
+        """Make the next checkpoint end the process in the middle of the learner's part of it."""
+
+        def save(folder: str) -> None:
+            Path(folder).mkdir(parents=True)
+            (Path(folder) / "half").write_bytes(b"half of it")
+            os._exit(1)
+
+        learner.save = save
 
     def open_session(kind: type, name: str):
         config = make_config(tmp_path, f"name={name}", "stages.0.learning_rate=1e-2")
@@ -144,9 +158,15 @@ def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different
     try:
         expected = [local.step()["learner/loss"] for _ in range(4)]
         got = [session.step()["learner/loss"] for _ in range(2)]
-        ray.kill(session.trainer.learners.actors[0])
+        if when == "between two steps":
+            ray.kill(session.trainer.learners.actors[0])
+        else:
+            session.trainer.learners.foreach_learner(die_writing)
         got += [session.step()["learner/loss"] for _ in range(2)]
         assert session.restarts == 1
+        folders = sorted(p.name for p in (session.trainer.config.run_dir / "checkpoints").iterdir())
+        assert folders[-1] == "step_000004" and not any("partial" in name for name in folders)
+        assert not list(session.trainer.config.run_dir.rglob("half"))
         assert got == pytest.approx(expected, abs=1e-6)
         assert [line["step"] for line in read_metrics(session.trainer.config.run_dir)] == [1, 2, 3, 4]
         assert ray.is_initialized()  # the session found a cluster and has to leave it
