@@ -158,7 +158,7 @@ class Nodes:
         return self.processes[name]
 
     def actors(self) -> list[tuple[str, str, str]]:
-        """Class, label `pool` of the node, and id of the node, of every actor there is or was."""
+        """Class, label `pool` of the node, and id of the node, of every actor that a job has or had."""
         found = []
         for what in ("nodes", "actors"):
             command = [str(BIN / "ray"), "list", what, "--address", self.jobs, "--detail", "--format", "json"]
@@ -168,7 +168,8 @@ class Nodes:
             assert done.returncode == 0, done.stderr
             found.append(json.loads(done.stdout))
         pools = {node["node_id"]: node["labels"].get("pool", "") for node in found[0]}
-        return sorted((a["class_name"], pools.get(a["node_id"], ""), a["node_id"]) for a in found[1])
+        own = [a for a in found[1] if a["class_name"] != "JobSupervisor"]  # Ray's, one for each job
+        return sorted((a["class_name"], pools[a["node_id"]], a["node_id"]) for a in own)
 
     def kill(self, name: str) -> None:
         """End a node with all its processes, without a word."""
