@@ -16,6 +16,7 @@ from memr1.envs.episode import Episode, Failure, Speaker, World, drive
 from memr1.envs.ingesting import ingest_with_manager, ingest_without_model, replay, turn_entries
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank, Snapshot
+from memr1.memory.embed import EmbedderLost
 from memr1.memory.types import Event, MemoryOp, Provenance
 from memr1.rewards.base import make_reward
 from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
@@ -84,6 +85,15 @@ def test_an_error_of_the_engine_is_not_an_episode_s() -> None:
 
     with pytest.raises(RuntimeError, match="out of memory"):
         drive([counting("a", 1)], ScriptedEngine(broken))
+
+
+def test_a_lost_embedder_is_not_an_episode_s_and_reaches_whoever_plays() -> None:
+    def searching() -> Episode[str]:
+        yield []
+        raise EmbedderLost("none answered")
+
+    with pytest.raises(EmbedderLost, match="none answered"):
+        drive([searching(), counting("a", 2)], ScriptedEngine(lambda prompt, request: prompt))
 
 
 def test_nothing_to_play_generates_nothing() -> None:
