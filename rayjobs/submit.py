@@ -88,6 +88,12 @@ def submit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
             print(f"{name} was submitted by somebody else just now; attached", file=sys.stderr)
         else:
             print(f"submitted {name}", file=sys.stderr)
+        if gpus and (most := most_gpus(address)) < gpus:
+            print(
+                f"{address}: --num-gpus is {gpus:g} and no node has more than {most:g}; {name} waits until one joins "
+                f"that has. `ray job stop {name}` ends it",
+                file=sys.stderr,
+            )
     if args.no_wait:
         return plan | {"id": name}, 0
     try:
@@ -194,6 +200,13 @@ def connect(address: str) -> JobSubmissionClient:
         ) from error
     except (RuntimeError, ValueError) as error:
         raise MemR1Error(f"{address}: not the job server of a Ray cluster: {error}") from error
+
+
+def most_gpus(address: str) -> float:
+    """GPUs of the node that has most of them; a cluster that grows on demand may get others."""
+    from ray.util.state import list_nodes
+
+    return max((n.resources_total.get("GPU", 0.0) for n in list_nodes(address) if n.state == "ALIVE"), default=0.0)
 
 
 def attempt(submission_id: str, wanted: str) -> int:

@@ -63,6 +63,11 @@ def test_submit_attaches_follows_and_returns_the_exit_code_of_the_job(head, make
     again = run(*job)  # it has ended: a new attempt, and what it left behind is there at once
     assert again.returncode == 3 and "submitted one.2" in again.stderr
 
+    waits = run("--id", "gpu", "--num-gpus", "1", "--no-wait", "--", "true")  # Ray itself says nothing
+    assert waits.returncode == 0, waits.stderr
+    assert f"{address}: --num-gpus is 1 and no node has more than 0; gpu waits until one joins" in waits.stderr
+    subprocess.run([BIN / "ray", "job", "stop", "--no-wait", "--address", address, "gpu"], env=env, timeout=60)
+
     # a run folder that another program holds
     train = (
         "--id",
