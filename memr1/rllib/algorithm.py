@@ -165,7 +165,7 @@ class MemoryR1(Algorithm):
         settings: Any = cls.get_default_config().update_from_dict(waiting)
         settings.validate()
         shares, count = settings.claims, settings.memr1.placement.num_embedders
-        bundles = [claim(shares.embedder_cpus, shares.embedder_gpus)] * count
+        bundles = [claim(shares.embedder_cpus, shares.embedder_gpus) for _ in range(count)]
         return PlacementGroupFactory(request.bundles + bundles, strategy=request.strategy)
 
     def setup(self, config: Any) -> None:

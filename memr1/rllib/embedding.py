@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -21,9 +22,11 @@ from memr1.rllib.resources import Shares
 
 START_TIMEOUT_S = 900.0
 """A cold machine reads the model over the network."""
-CALL_TIMEOUT_S = 120.0
+CHUNK = 256
+"""Texts in one call, so that calls take about equally long and runners take turns."""
+CALL_TIMEOUT_S = 300.0
 """An embedder that takes longer over a call is taken for hung, and another one is asked."""
-AWAY_S = 300.0
+AWAY_S = 900.0
 """How long Ray is given to start an embedder anew before the run ends."""
 POLL_S = 1.0
 
@@ -82,8 +85,8 @@ class RemoteEmbedder:
 
     def embed(self, texts: Sequence[str]) -> Vectors:
         """n texts to (n, dim) float32 rows of length 1. Raises EmbedderLost when no actor answers for long."""
-        vectors: Vectors = self._ask("embed", list(texts))
-        return vectors
+        parts = [list(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)]
+        return np.concatenate([np.zeros((0, self.dim), np.float32), *(self._ask("embed", part) for part in parts)])
 
     def _ask(self, method: str, *args: Any) -> Any:
         """The first answer. An actor that is away is put last; Ray starts it anew where there is room."""

@@ -85,6 +85,9 @@ def test_another_embedder_is_asked_while_one_is_away_and_the_vectors_are_the_sam
         ray.kill(made[1])
         np.testing.assert_array_equal(remote.embed(texts), expected)
         assert embedded(made[0]) == 2
+        many = [f"memory {i}" for i in range(2 * embedding.CHUNK + 1)]
+        np.testing.assert_array_equal(remote.embed(many), load_embedder("hash").embed(many))
+        assert remote.embed([]).shape == (0, 256)
         monkeypatch.setattr(embedding, "AWAY_S", 2.0)
         ray.kill(made[0])
         with pytest.raises(EmbedderLost, match="none of 2 embedders answered .*--resume auto.*num_embedders=0"):
