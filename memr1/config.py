@@ -330,7 +330,8 @@ class PlacementConfig:
     learners: ClaimConfig = field(default_factory=ClaimConfig)
     """Each learner."""
     embedders: ClaimConfig = field(default_factory=ClaimConfig)
-    """Each embedder of `num_embedders`. It computes on the CPU unless it claims a GPU, or a share of one, here."""
+    """Each embedder of `num_embedders`. It computes on the CPU, with a thread for each CPU that it claims, unless it
+    claims a GPU, or a share of one, here."""
     num_embedders: int = 0
     """Actors that embed for all runners; 0 has every runner embed for itself, on the CPU. For a `memory.embedder` that
     is too large to be held by every runner, or that needs a GPU."""
