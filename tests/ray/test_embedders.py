@@ -11,6 +11,7 @@ import pytest
 
 from memr1.errors import MemR1Error
 from memr1.memory.embed import CachedEmbedder, EmbedderLost, load_embedder
+from tests.ray.programs import wait_until
 
 APART = ("placement.num_embedders=2", "placement.embedders.cpus=0.2")
 
@@ -41,6 +42,17 @@ def embedded(actor: Any) -> int:
     import ray
 
     return ray.get(actor.__ray_call__.remote(lambda embedder: embedder._embedder.misses))
+
+
+def is_gone(actor: Any) -> bool:
+    """Ray ends an actor some time after it was told to."""
+    import ray
+
+    try:
+        ray.get(actor.about.remote(), timeout=20)
+    except ray.exceptions.RayActorError:
+        return True
+    return False
 
 
 def tasks(algorithm: Any) -> list[Any]:
@@ -83,6 +95,7 @@ def test_another_embedder_is_asked_while_one_is_away_and_the_vectors_are_the_sam
         np.testing.assert_array_equal(remote.embed(texts), expected)
         assert [embedded(e) for e in made] == [0, 2], "each text once, by the one that is first asked"
         ray.kill(made[1])
+        wait_until(lambda: is_gone(made[1]), 60)
         np.testing.assert_array_equal(remote.embed(texts), expected)
         assert embedded(made[0]) == 2
         many = [f"memory {i}" for i in range(2 * embedding.CHUNK + 1)]
@@ -90,6 +103,7 @@ def test_another_embedder_is_asked_while_one_is_away_and_the_vectors_are_the_sam
         assert remote.embed([]).shape == (0, 256)
         monkeypatch.setattr(embedding, "AWAY_S", 2.0)
         ray.kill(made[0])
+        wait_until(lambda: is_gone(made[0]), 60)
         with pytest.raises(EmbedderLost, match="none of 2 embedders answered .*--resume auto.*num_embedders=0"):
             CachedEmbedder(remote).embed(["something new"])
     finally:
