@@ -12,6 +12,7 @@ import pytest
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.models.adapters import LoraSettings, PolicyModel
+from memr1.rollout.engine import GenerationRequest, SamplingParams
 from tests.unit.engine_contract import MAX_TOKENS, ROLES, EngineContract, make_policies, save_model
 
 pytest.importorskip("vllm", reason="vLLM has an environment of its own: make test-vllm")
@@ -37,6 +38,12 @@ class TestVllmEngine(EngineContract):
         yield engine
         del engine
         gc.collect()
+
+    def test_more_prompts_than_vllm_prefills_in_one_go_are_sampled_from_their_seeds(self, engine: Any) -> None:
+        prompts = [tuple(10 + (n * i) % 90 for i in range(1, MAX_TOKENS - 4)) for n in range(1, 121)]
+        requests = [GenerationRequest(p, ROLES[0], SamplingParams(4, 1.0, n)) for n, p in enumerate(prompts)]
+        several = engine.generate(requests)
+        assert [engine.generate([r])[0].ids for r in requests[::30]] == [c.ids for c in several[::30]]
 
 
 def test_a_run_trains_with_it(saved: tuple[str, tuple[int, ...]], tmp_path: Path) -> None:
