@@ -17,12 +17,13 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from grpo_step import Bench, factworld_rows, matmul_peak
+from grpo_step import Bench, Sampled, factworld_rows, matmul_peak
 
 from memr1.config import Config, LearnerConfig, ModelConfig
 from memr1.models.adapters import LoraSettings
@@ -32,6 +33,8 @@ from memr1.training.estimate import forward_operations, packed_pairs, update_ope
 PARTS = ("growth", "decode", "model")
 NO_TOKEN = -1
 """As the token that ends a turn: none does."""
+Sampler = Callable[[list[tuple[int, ...]], int], tuple[list[Sampled], dict[str, float]]]
+"""Prompts, one for each sample, and a seed -> the samples, and the seconds of their phases."""
 
 
 def bench_of(model: str, rank: int, tokens: int, steps: int) -> Bench:
@@ -100,10 +103,10 @@ def decode(model: str, rank: int, quick: bool, vllm: str | None) -> None:
     for i, (prompts, group) in enumerate(cases):
         samples = samples_of(bench, prompts, group)
         bench.args.max_new_tokens = new
-        ours = rate(lambda seed: sum(len(ids) for ids, _ in bench.sample_shared(samples, seed)[0]))  # noqa: B023
+        ours = rate(bench.sample_shared, samples)
         theirs = [
-            rate(lambda seed: sum(len(ids) for ids, _ in bench.sample_unshared(samples, seed)[0])),  # noqa: B023
-            of_continuous_batching(bench, samples, new),
+            rate(bench.sample_unshared, samples),
+            rate(partial(by_continuous_batching, bench, prompts, group, new), samples),
             *of_another[i : i + 1],
         ]
         line = f"{prompts:7d} {group:6d} {new:4d} {ours:9.0f}"
@@ -118,19 +121,20 @@ def samples_of(bench: Bench, prompts: int, group: int) -> list[tuple[int, ...]]:
     return [i for i in ids for _ in range(group)]
 
 
-def rate(sample: Callable[[int], int], tries: int = 2) -> float:
-    """Tokens per second of `sample`, which is given a seed and returns how many it made: the better of some tries."""
+def rate(sample: Sampler, samples: list[tuple[int, ...]], tries: int = 2) -> float:
+    """Tokens per second, prefill included: the better of some tries."""
     best = 0.0
     for seed in range(1 + tries):  # the first warms up
-        start = time.perf_counter()
-        tokens = sample(seed)
+        done, timings = sample(samples, seed)
         if seed:
-            best = max(best, tokens / (time.perf_counter() - start))
+            best = max(best, sum(len(ids) for ids, _ in done) / (timings["prefill_s"] + timings["decode_s"]))
     return best
 
 
-def of_continuous_batching(bench: Bench, samples: list[tuple[int, ...]], new: int) -> float:
-    """Tokens per second of transformers' `generate_batch` over the same weights, with room for all requests at once."""
+def by_continuous_batching(
+    bench: Bench, prompts: int, group: int, new: int, samples: list[tuple[int, ...]], seed: int
+) -> tuple[list[Sampled], dict[str, float]]:
+    """The same by transformers' `generate_batch`: each prompt once, for a group, with room for all samples at once."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     how = GenerationConfig(
@@ -139,6 +143,7 @@ def of_continuous_batching(bench: Bench, samples: list[tuple[int, ...]], new: in
         temperature=1.0,
         top_k=0,
         top_p=1.0,
+        num_return_sequences=group,
         eos_token_id=NO_TOKEN,
         pad_token_id=bench.tokenizer.pad_token_id,
     )
@@ -148,14 +153,18 @@ def of_continuous_batching(bench: Bench, samples: list[tuple[int, ...]], new: in
         num_blocks=sum(-(-(len(i) + new) // page) for i in samples),
         max_batch_tokens=bench.args.max_tokens_per_microbatch,
         return_logprobs=True,
+        seed=seed,
     )
-
-    def sample(seed: int) -> int:
-        made = model.generate_batch([list(i) for i in samples], how, replace(cache, seed=seed))
-        return sum(len(m.generated_tokens) for m in made.values())
-
     with bench.engine.policies.use_merged("answerer") as model:
-        return rate(sample)
+        start = time.perf_counter()
+        made = model.generate_batch([list(i) for i in samples[::group]], how, cache)
+        seconds = time.perf_counter() - start
+    if len(made) != prompts * group:
+        raise RuntimeError(f"generate_batch made {len(made)} of {prompts * group} samples")
+    return [(tuple(m.generated_tokens), tuple(m.logprobs)) for m in made.values()], {
+        "prefill_s": 0.0,
+        "decode_s": seconds,
+    }
 
 
 def of_vllm(bench: Bench, model: str, cases: Sequence[tuple[int, int]], new: int, python: str) -> list[float]:

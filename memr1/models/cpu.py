@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 if TYPE_CHECKING:
     from torch.autograd.function import FunctionCtx
@@ -38,12 +39,13 @@ def set_up_cpu(threads: int) -> None:
     """Prepare this process for a model: `threads` CPU threads, or all cores for 0, and freed memory is kept for reuse.
 
     Ray limits its actors to one thread unless told otherwise. glibc gives large blocks back to the system at once,
-    which hands them out zeroed, page by page: an evaluation took a quarter longer.
+    which hands them out zeroed, page by page.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        if not libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30):
+            libc.mallopt(_M_MMAP_THRESHOLD, 1 << 25)  # the most that older ones take
         libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
         libc.mallopt(_M_ARENA_MAX, 1)  # what one thread freed (backward has its own) can serve the others
 
@@ -92,7 +94,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return blockwise_linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], -1)
+        return blockwise_linear(x.reshape(-1, x.shape[-1]), weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
@@ -101,7 +103,7 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad  # type: ignore[attr-defined]
         rows = grad.reshape(-1, grad.shape[-1])
         return (
-            blockwise_linear(rows, weight.t()).view(*grad.shape[:-1], -1) if for_x else None,
+            blockwise_linear(rows, weight.t()).view(*grad.shape[:-1], weight.shape[1]) if for_x else None,
             rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None,  # its shape is new each time: no oneDNN
             rows.sum(0) if for_bias else None,
         )
@@ -127,6 +129,14 @@ def blockwise_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor |
         result[start : start + size] = linear(rows, weight, bias, "none", [], "")[: m - start]
         start += size
     return result
+
+
+if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+
+    @register_flop_formula(torch.ops.mkldnn._linear_pointwise)
+    def _operations(x: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        """For torch's counter, which does not know oneDNN's layer. x, weight: shapes (m, k) and (n, k)."""
+        return int(2 * x[0] * x[1] * weight[0])
 
 
 def _block(left: int) -> int:

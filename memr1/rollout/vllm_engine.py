@@ -84,7 +84,7 @@ class VllmEngine(LocalWeights):
                 gpu_memory_utilization=memory_fraction,
                 enforce_eager=picked.type == "cpu",
                 # a seeded request whose prefill is interrupted turns its generator back, which CPU generators cannot
-                enable_chunked_prefill=picked.type != "cpu",
+                enable_chunked_prefill=False if picked.type == "cpu" else None,
                 logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
                 generation_config="vllm",  # else a model's own defaults would cut the distribution
                 seed=seed,

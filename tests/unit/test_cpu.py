@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import platform
+import resource
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -75,6 +80,40 @@ def test_layers_keep_their_names_weights_and_kind() -> None:
     lower = copy.deepcopy(model[0]).bfloat16()
     x = torch.randn(3, 64).bfloat16()
     assert torch.equal(lower(x), nn.functional.linear(x, lower.weight, lower.bias))
+
+
+def test_no_rows_give_no_rows() -> None:
+    layer = nn.Linear(64, 72)
+    use_onednn(layer)
+    x = torch.zeros(0, 3, 64, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer(x).shape == (0, 3, 72) and x.grad is not None and x.grad.shape == x.shape
+
+
+def test_threads_and_memory_of_this_process_are_set() -> None:
+    """Freed blocks of a model's size are given out again without asking the system for pages."""
+    program = """
+import resource, sys, torch
+from memr1.models.cpu import set_up_cpu
+if sys.argv[1] != "plain":
+    set_up_cpu(int(sys.argv[1]))
+for _ in range(3):
+    torch.ones(1 << 23)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(1 << 23)
+print(torch.get_num_threads(), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+    def run(how: str) -> tuple[int, int]:
+        done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True)
+        threads, faults = map(int, done.stdout.split())
+        return threads, faults
+
+    pages = 20 * (1 << 25) // resource.getpagesize()
+    assert run("1")[0] == 1 and run("0")[0] == os.cpu_count()
+    if platform.libc_ver()[0] == "glibc":
+        assert run("plain")[1] > pages / 1000 and run("1")[1] < run("plain")[1] / 4
 
 
 def test_a_policy_model_computes_with_what_its_processor_prefers() -> None:

@@ -23,6 +23,7 @@ from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.models.adapters import PolicyModel
 from memr1.models.architectures import describe
+from memr1.models.cpu import prefers_onednn
 from memr1.training.estimate import learner_bytes
 from tests.unit.learner_cases import LEARNING_RATE, ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import build, plain_logprobs
@@ -150,7 +151,8 @@ def test_several_passes_over_a_batch_equal_plain_adamw_on_the_clipped_ratio(make
     for step in range(2):
         work = make_plan(step)
         found += group.update(work, replace(make_settings(work, lr=lr), epochs=3))
-    assert far(group.learner.weights(), expected) < 3e-4  # Adam divides rounding by the root of a small second moment
+    # Adam divides rounding by the root of a small second moment, and oneDNN rounds otherwise than the plain reference
+    assert far(group.learner.weights(), expected) < (3e-4 if prefers_onednn() else 1e-4)
     assert [m["loss"] for m in found] == pytest.approx(losses, rel=1e-4)
     assert [m["grad_norm"] for m in found] == pytest.approx(norms, rel=1e-3)
     assert all(m["clip_fraction"] > 0 and m["approx_kl"] > 0 for m in found)  # of the last pass

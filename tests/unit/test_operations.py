@@ -12,7 +12,8 @@ from memr1.models.architectures import describe
 from memr1.training.estimate import forward_operations, packed_pairs, update_operations
 
 LORA = LoraSettings(rank=4)
-ROWS, LENGTH, SCORED = 2, 96, 7
+# whole blocks of rows where `memr1.models.cpu` cuts them: what fills one up would be counted
+ROWS, LENGTH, SCORED = 2, 128, 8
 
 
 @pytest.fixture(scope="module")
