@@ -33,6 +33,8 @@ SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|ACCESS_KEY", re.
 RUNTIME_ENV = Path(__file__).with_name("runtime_env.yaml")
 RECONNECT_S = 2.0
 """Wait before following again when the connection broke."""
+MOST_NODES = 10_000
+"""What Ray's state API lists at most; unasked it lists 100."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +90,7 @@ def submit(args: argparse.Namespace) -> tuple[dict[str, Any], int]:
             print(f"{name} was submitted by somebody else just now; attached", file=sys.stderr)
         else:
             print(f"submitted {name}", file=sys.stderr)
-        if gpus and (most := most_gpus(address)) < gpus:
+        if gpus and (most := most_gpus(address)) is not None and most < gpus:
             print(
                 f"{address}: --num-gpus is {gpus:g} and no node has more than {most:g}; {name} waits until one joins "
                 f"that has. `ray job stop {name}` ends it",
@@ -202,11 +204,16 @@ def connect(address: str) -> JobSubmissionClient:
         raise MemR1Error(f"{address}: not the job server of a Ray cluster: {error}") from error
 
 
-def most_gpus(address: str) -> float:
-    """GPUs of the node that has most of them; a cluster that grows on demand may get others."""
+def most_gpus(address: str) -> float | None:
+    """GPUs of the node that has most of them; a cluster that grows on demand may get others. None where the cluster
+    does not say."""
     from ray.util.state import list_nodes
 
-    return max((n.resources_total.get("GPU", 0.0) for n in list_nodes(address) if n.state == "ALIVE"), default=0.0)
+    try:
+        nodes = list_nodes(address, limit=MOST_NODES)
+    except Exception:  # the job is submitted, and must not seem to have failed for want of a hint
+        return None
+    return max((n.resources_total.get("GPU", 0.0) for n in nodes if n.state == "ALIVE"), default=0.0)
 
 
 def attempt(submission_id: str, wanted: str) -> int:

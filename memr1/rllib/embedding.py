@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from memr1.config import Config
 from memr1.memory.embed import CachedEmbedder, EmbedderLost, load_embedder
@@ -66,9 +66,11 @@ def start_embedders(config: Config, shares: Shares) -> tuple[Any, ...]:
         if isinstance(error, RayTaskError):
             raise error.cause from error
         if isinstance(error, GetTimeoutError | RayActorError):
+            late = isinstance(error, GetTimeoutError)
+            said = f"were not ready within {START_TIMEOUT_S:.0f} s" if late else "did not all live through their start"
             raise EmbedderLost(
-                f"placement.num_embedders: {len(actors)} embedders with {config.memory.embedder!r} were not ready "
-                f"within {START_TIMEOUT_S:.0f} s: {error}; see Ray's logs, or set it to 0"
+                f"placement.num_embedders: {len(actors)} embedders with {config.memory.embedder!r} {said}: {error}; "
+                "see Ray's logs, or set it to 0"
             ) from error
         raise
     return actors
@@ -96,7 +98,7 @@ class RemoteEmbedder:
                 return ray.get(getattr(self._actors[0], method).remote(*args), timeout=CALL_TIMEOUT_S)
             except RayTaskError as error:
                 raise error.cause from error
-            except (RayActorError, GetTimeoutError) as error:
+            except (GetTimeoutError, ObjectLostError, RayActorError) as error:  # lost: with the node that answered
                 self._actors.append(self._actors.pop(0))
                 if time.monotonic() > deadline:
                     said = str(error).strip().splitlines()[0]

@@ -121,7 +121,9 @@ def place(
         home = min(candidates, key=lambda n: (used[n.name], -left[n.name][0])).name
         homes[actor.name] = home
         learners_on += [home] if is_learner else []
-        left[home] = taken(left[home], actor.claim) or left[home]
+        after = taken(left[home], actor.claim)
+        assert after is not None, "a candidate has room"
+        left[home] = after
     return homes, without
 
 
@@ -215,10 +217,14 @@ def _refusal(wanted: Sequence[Actor], without: Sequence[Actor], nodes: Sequence[
         f"{n.name}: {_amounts(n.free)} of {_amounts(n.total)}" + (f", labels {dict(n.labels)}" if n.labels else "")
         for n in nodes
     )
+    fewer, less = ["rollout.num_runners", "learner.num_learners"], ["placement.runners.gpus=0.2"]
+    if any(a.name.startswith("embedder") for a in wanted):
+        fewer.insert(0, "placement.num_embedders")
+        less.insert(0, "placement.embedders.cpus=0.5")
     return MemR1Error(
         f"placement: {len(without)} of {len(wanted)} actors do not fit. Wanted: {asked}. Free: {there or 'no node'}. "
-        "Lower rollout.num_runners or learner.num_learners, claim less (placement.runners.gpus=0.2), change "
-        "placement.strategy or the labels, or wait for nodes with placement.wait_s=600"
+        f"Lower {', '.join(fewer[:-1])} or {fewer[-1]}, claim less ({', '.join(less)}), change placement.strategy or "
+        "the labels (placement.*.labels), or wait for nodes with placement.wait_s=600"
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -109,6 +111,69 @@ def test_another_embedder_is_asked_while_one_is_away_and_the_vectors_are_the_sam
     finally:
         for embedder in made:
             ray.kill(embedder)
+
+
+def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(ray_cluster, monkeypatch):
+    import ray
+    from ray.exceptions import ObjectFetchTimedOutError, ObjectLostError, OwnerDiedError
+
+    from memr1.rllib import embedding
+
+    get, errors = ray.get, [ObjectLostError, OwnerDiedError, ObjectFetchTimedOutError]
+
+    def lose(call: Any, **options: Any) -> Any:
+        answer = get(call, **options)
+        if errors:
+            raise errors.pop()(call.hex(), "", "")
+        return answer
+
+    texts = ["Ana lives in Porto", "Ben plays chess"]
+    actor = ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote("hash")
+    try:
+        remote = embedding.RemoteEmbedder([actor])
+        monkeypatch.setattr(ray, "get", lose)
+        np.testing.assert_array_equal(remote.embed(texts), load_embedder("hash").embed(texts))
+        assert errors == []
+    finally:
+        ray.kill(actor)
+
+
+def test_an_embedder_that_hangs_is_passed_over(ray_cluster, monkeypatch):
+    import ray
+
+    from memr1.rllib import embedding
+
+    made = [ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote("hash") for _ in range(2)]
+    try:
+        remote = embedding.RemoteEmbedder(made)
+        assert [embedded(e) for e in made] == [0, 0]
+        made[0].__ray_call__.remote(lambda embedder: time.sleep(600))
+        monkeypatch.setattr(embedding, "CALL_TIMEOUT_S", 5.0)
+        assert remote.embed(["Ana lives in Porto"]).shape == (1, 256)
+        assert embedded(made[1]) == 1
+    finally:
+        for embedder in made:
+            ray.kill(embedder)
+
+
+def test_embedders_that_die_at_once_are_told_from_those_that_are_late(ray_cluster, make_config, tmp_path, monkeypatch):
+    from memr1.rllib import embedding
+    from memr1.rllib.resources import Shares
+
+    class Dies:
+        def __init__(self, name: str) -> None: ...
+
+        def about(self) -> tuple[str, int]:
+            os._exit(1)
+
+    config, claims = make_config(tmp_path, *APART), Shares(1, 0, 1, 0, 1, embedder_cpus=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(embedding, "EmbedderActor", Dies)
+        with pytest.raises(EmbedderLost, match="num_embedders: 2 embedders with 'hash' did not all live through"):
+            embedding.start_embedders(config, claims)
+    monkeypatch.setattr(embedding, "START_TIMEOUT_S", 0.0)
+    with pytest.raises(EmbedderLost, match="2 embedders with 'hash' were not ready within 0 s"):
+        embedding.start_embedders(config, claims)
 
 
 def test_a_model_that_is_not_there_is_told_before_any_runner_starts(build):

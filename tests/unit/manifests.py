@@ -154,7 +154,8 @@ def check_object(item: dict[str, Any], where: str) -> None:
     kind = item["kind"]
     schema = KINDS[kind]
     if isinstance(schema, str):
-        return check_model(item, schema, where)
+        check_model(item, schema, where)
+        return
     expected = "monitoring.coreos.com/v1" if kind == "PodMonitor" else "ray.io/v1"
     assert item["apiVersion"] == expected, where
     check_model(item["metadata"], "V1ObjectMeta", f"{where}.metadata")
@@ -172,7 +173,6 @@ def check_object(item: dict[str, Any], where: str) -> None:
     if "entrypoint" in job:
         assert ("rayClusterSpec" in job) != ("clusterSelector" in job), f"{where}: a cluster of its own, or another one"
         assert job.get("shutdownAfterJobFinishes") or "ttlSecondsAfterFinished" not in job, where
-    return None
 
 
 def objects(path: Path) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import yaml
 from tests.unit.manifests import CLUSTER, KUSTOMIZATIONS, all_objects, check_object, find, objects, pods
 
 NAMESPACE = "memr1"
+NAMESPACE_LABEL = "kubernetes.io/metadata.name"  # Kubernetes gives it to every namespace
 README = (CLUSTER / "README.md").read_text()
 OBJECTS = list(all_objects())
 OVERLAYS = [path for path in KUSTOMIZATIONS if path.parent.parent.name == "overlays"]
@@ -113,6 +114,30 @@ def test_everything_is_in_the_one_namespace_and_no_service_account_is_named_that
         assert name == NAMESPACE, name
 
 
+def test_a_policy_lets_in_the_namespaces_of_the_readme_and_the_operator_is_installed_into_its_own():
+    selectors = [s for _, item in OBJECTS for s in find(item, "namespaceSelector")]
+    assert all(set(s) == {"matchLabels"} and set(s["matchLabels"]) == {NAMESPACE_LABEL} for s in selectors), selectors
+    chosen = {s["matchLabels"][NAMESPACE_LABEL] for s in selectors}
+    listed = {name for name, line in yours().items() if line.startswith("namespace ")}
+    assert chosen == listed == {"kuberay-system", "monitoring"}
+    (install,) = re.findall(r"^helm install .+$", README, re.MULTILINE)
+    (into,) = re.findall(r" -n ([\w-]+)", install)
+    assert into in chosen and "--create-namespace" in install and re.search(r" --version \d+\.\d+\.\d+ ", install)
+
+
+def test_what_the_readme_applies_is_there_and_gets_its_namespace():
+    applied = re.findall(r"^kubectl (-n \w+ )?apply ((?:-[fk] \S+ ?)+)$", README, re.MULTILINE)
+    for namespace, arguments in applied:
+        for flag, name in re.findall(r"-([fk]) (\S+)", arguments):
+            path = CLUSTER.parent / name
+            assert path.is_dir() if flag == "k" else path.is_file(), name
+            for item in objects(path) if flag == "f" else ():
+                has = item["kind"] == "Namespace" or "namespace" in item["metadata"]
+                assert has or namespace == f"-n {NAMESPACE} ", f"{name}: {item['kind']} would go to another namespace"
+    files = {Path(name).name for _, arguments in applied for name in arguments.split()[1::2]}
+    assert files >= {"namespace.yaml", "storage.yaml", "network-policy.yaml", "rayjob.yaml", "raycronjob.yaml", "gpu"}
+
+
 def test_clusters_services_and_hosts_that_are_named_are_there_or_yours():
     for where, item in OBJECTS:
         for selector in find(item, "clusterSelector"):
@@ -179,6 +204,14 @@ def test_a_name_that_is_nowhere_is_found(monkeypatch):
         broken(kind, rename)
         with pytest.raises(AssertionError):
             check()
+
+    def elsewhere(item: dict[str, Any]) -> None:
+        for selector in find(item, "namespaceSelector"):
+            selector["matchLabels"] = {NAMESPACE_LABEL: "default"}
+
+    broken("NetworkPolicy", elsewhere)
+    with pytest.raises(AssertionError):
+        test_a_policy_lets_in_the_namespaces_of_the_readme_and_the_operator_is_installed_into_its_own()
     broken("StatefulSet", lambda item: next(find(item, "containers"))[0]["ports"][0].update(containerPort=1))
     with pytest.raises(AssertionError):
         test_services_policies_and_monitors_select_pods_that_are_there_and_ports_that_they_open()

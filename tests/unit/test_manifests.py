@@ -228,7 +228,7 @@ def test_images_are_made_of_files_that_are_there_and_run_as_a_user():
 
 def test_files_named_in_the_readme_are_there():
     text = (CLUSTER / "README.md").read_text()
-    for name in re.findall(r"cluster/[\w./]+\w", text):
+    for name in re.findall(r"cluster/[\w./-]+\w", text):
         assert (ROOT / name).exists(), name
     for name in re.findall(r"`((?:launcher|kubernetes|slurm|monitoring|services)/[\w./{},]*)`", text):
         for option in ("cpu", "gpu"):

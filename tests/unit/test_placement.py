@@ -173,7 +173,15 @@ def test_what_does_not_fit_is_refused_with_what_is_wanted_and_what_is_free():
     said = str(error.value)
     assert "placement: 1 of 2 actors do not fit. Wanted: learner 0: 4 CPU on {'pool': 'learn'}." in said
     assert "Free: 10.0.0.1: 2 CPU + 0 GPU of 2 CPU + 0 GPU, labels {'pool': 'learn'}" in said
+    assert "Lower rollout.num_runners or learner.num_learners, claim less" in said
     assert "placement.wait_s" in said
+    apart = replace(c, placement=replace(c.placement, num_embedders=2, embedders=ClaimConfig(cpus=2)))
+    with pytest.raises(MemR1Error) as error:
+        ensure(apart, claims_of(apart), lambda: [node("10.0.0.1", 6, pool="learn")])
+    said = str(error.value)
+    assert "placement: 2 of 4 actors do not fit. Wanted: embedder 2: 2 CPU; runner 1: " in said
+    assert "Lower placement.num_embedders, rollout.num_runners or learner.num_learners, claim less" in said
+    assert "placement.embedders.cpus=0.5" in said
 
 
 def test_a_cluster_that_is_busy_for_a_moment_is_waited_for(monkeypatch):

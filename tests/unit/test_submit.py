@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -76,6 +81,48 @@ def test_a_script_that_is_not_there_is_told_before_anything_is_sent(submit, caps
 def test_no_cluster_at_the_address_is_told(submit, capsys):
     assert submit.main(["--address", "http://127.0.0.1:9", "--", "rayjobs/train.py", "x.yaml"]) == 2
     assert "http://127.0.0.1:9: no job server there" in capsys.readouterr().err
+
+
+@pytest.fixture
+def state_api() -> Iterator[Callable[[int, list[dict[str, object]]], str]]:
+    """(status, nodes) -> address of a server that answers as Ray's state API does, with as many as are asked for."""
+    with ExitStack() as stack:
+
+        def serve(status: int, nodes: list[dict[str, object]]) -> str:
+            class Handler(BaseHTTPRequestHandler):
+                def do_GET(self) -> None:
+                    url = urlsplit(self.path)
+                    version = url.path == "/api/version"
+                    said: dict[str, object] = {"ray_version": "2.60.0"}
+                    if not version:
+                        shown = nodes[: int(parse_qs(url.query)["limit"][0])]
+                        counts = {"total": len(nodes), "num_after_truncation": len(nodes), "num_filtered": len(nodes)}
+                        said = {"result": True, "data": {"result": {"result": shown, **counts}}}
+                    self.send_response(200 if version else status)
+                    self.send_header("Content-Type", "application/json" if version or status == 200 else "text/plain")
+                    self.end_headers()
+                    self.wfile.write(json.dumps(said).encode())
+
+                def log_message(self, *arguments: object) -> None: ...
+
+            server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            stack.callback(server.shutdown)
+            return f"http://127.0.0.1:{server.server_address[1]}"
+
+        yield serve
+
+
+def test_the_gpus_of_every_node_count_and_a_cluster_that_does_not_say_is_not_an_error(submit, state_api):
+    def node(gpus: float, state: str = "ALIVE") -> dict[str, object]:
+        total = {"CPU": 8.0} | ({"GPU": gpus} if gpus else {})
+        names = {"node_id": "a", "node_ip": "10.0.0.1", "node_name": "a", "is_head_node": False, "state_message": None}
+        return {**names, "labels": {}, "state": state, "resources_total": total}
+
+    assert submit.most_gpus(state_api(200, [*[node(0)] * 150, node(4), node(8, "DEAD")])) == 4
+    assert submit.most_gpus(state_api(200, [node(0)])) == 0
+    assert submit.most_gpus(state_api(500, [])) is None
+    assert submit.most_gpus("http://127.0.0.1:9") is None
 
 
 def test_a_damaged_runtime_environment_is_named(submit, tmp_path):
