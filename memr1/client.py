@@ -40,7 +40,8 @@ class MemoryRefused(MemR1Error):
 
 
 class AsyncMemory:
-    """See the module; every call is awaited. Use it as `async with`, or `await memory.close()`."""
+    """See the module; every call is awaited. Use it as `async with`, or `await memory.close()`. With a database in this
+    process it belongs to one event loop, that of its first call: make, use and close it there."""
 
     def __init__(
         self,
@@ -82,11 +83,13 @@ class AsyncMemory:
 
     async def close(self) -> None:
         """Finish, and give up the store where it is this process's."""
-        await self._http.aclose()
-        if self._life is not None:
-            await self._life.__aexit__(None, None, None)
-        if self._services is not None:
-            await asyncio.to_thread(self._services.close)
+        try:
+            await self._http.aclose()
+            if self._life is not None:
+                await self._life.__aexit__(None, None, None)
+        finally:
+            if self._services is not None:
+                await asyncio.to_thread(self._services.close)
 
     async def add(
         self,

@@ -189,7 +189,7 @@ class RemoteModel:
         """See `Model.counts`."""
         try:
             told = self._handle.broadcast("counts").results_async(timeout_s=MODEL_READY_S, return_exceptions=True)
-            return dict(found for found in await told if not isinstance(found, Exception))
+            return dict(found for found in await told if isinstance(found, tuple))
         except (TimeoutError, *_MODEL_AWAY):
             return {}
 

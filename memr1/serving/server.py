@@ -20,7 +20,7 @@ from memr1.serving.errors import ApiError, body_of
 logger = logging.getLogger(__name__)
 
 MAX_HEAD_BYTES = 1 << 16
-"""Of a request's line and headers, beyond the piece they begin in."""
+"""Of a request's line, headers and trailers."""
 
 FLUSH_S = 5
 """Time for clients to take the rest of their answers when the service stops."""
@@ -35,6 +35,8 @@ class Connection(HttpToolsProtocol):
         """See asyncio."""
         super().connection_made(transport)
         self._in_head, self._head_bytes = False, 0
+        self._understood, self._held_bytes = False, 0
+        self._refused = False
         self._overdue: asyncio.TimerHandle | None = None
         self._expect()
 
@@ -45,24 +47,45 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        begun = self._in_head
+        if self._refused:
+            return
+        self._understood = False
         super().data_received(data)
-        if begun and self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._refuse(ApiError(431, "head_too_large", f"a request's head may hold {MAX_HEAD_BYTES} bytes"))
+        # the parser tells of a header when it is whole, and keeps what has come of it until then
+        self._held_bytes = 0 if self._understood else self._held_bytes + len(data)
+        if self._head_bytes + self._held_bytes > MAX_HEAD_BYTES:
+            self._refuse(_too_large())
+        if not self._in_head and not self._answering() and self.timeout_keep_alive_task is None:
+            self._expect()  # what came was no request: the rest of a refused body, or an empty line
 
     def on_message_begin(self) -> None:
         """See httptools."""
         super().on_message_begin()
-        self._in_head, self._head_bytes = True, 0
+        self._in_head, self._head_bytes, self._understood = True, 0, True
+        self._came()
         self._expect()
+
+    def on_url(self, url: bytes) -> None:
+        """See httptools."""
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools; trailers, too, come here, and are no headers."""
+        self._count(len(name) + len(value) + len(": \r\n"))
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """See httptools."""
         self._in_head = False
         self._came()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        self._understood = True
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """See httptools."""
@@ -71,7 +94,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         """See uvicorn."""
-        if self.cycle.more_body:  # of a refused request, which nobody reads any more
+        if self.cycle.response_complete and self.cycle.more_body:  # of a refused request, which nobody reads any more
             self._expect()
         super().on_response_complete()
 
@@ -79,8 +102,18 @@ class Connection(HttpToolsProtocol):
         """See uvicorn; called for what is no HTTP."""
         self._refuse(ApiError(400, "invalid_request", msg))
 
+    def _count(self, size: int) -> None:
+        self._understood = True
+        self._head_bytes += size
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(_too_large())
+            raise ValueError("the head is too large")  # which makes the parser stop
+
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
     def _expect(self) -> None:
-        if self._overdue is None:
+        if self._overdue is None and not self.transport.is_closing():
             self._overdue = self.loop.call_later(self.timeout_s, self._give_up)
 
     def _came(self) -> None:
@@ -89,14 +122,27 @@ class Connection(HttpToolsProtocol):
             self._overdue = None
 
     def _give_up(self) -> None:
-        if self._in_head:
+        self._overdue = None
+        if self._answering():  # the next request has time until this one's answer is out
+            self._expect()
+        elif self._in_head:
             self._refuse(ApiError(408, "head_timeout", "the request did not come in time; send it again"))
         else:
             self.transport.close()
 
     def _refuse(self, error: ApiError) -> None:
-        if self.transport.is_closing():
+        """Read no more; answer with the error and hang up, or only hang up after the answers that come first."""
+        if self._refused or self.transport.is_closing():
             return
+        self._refused = True
+        self._came()
+        if self._answering():
+            cycle = self.cycle
+            if self._in_head or self.pipeline or cycle.response_started or not cycle.more_body:
+                cycle.keep_alive = False
+                return
+            cycle.disconnected = True  # its own body is what is refused: nobody else may answer it
+            cycle.message_event.set()
         request_id = uuid.uuid4().hex
         body = json.dumps(body_of(error, "", request_id)).encode()
         head = [
@@ -109,6 +155,11 @@ class Connection(HttpToolsProtocol):
         self.transport.write("\r\n".join([*head, "", ""]).encode() + body)
         self.transport.close()
         logger.info("%s", json.dumps({"request_id": request_id, "status": error.status, "code": error.code}))
+
+
+def _too_large() -> ApiError:
+    said = f"a request's line, headers and trailers may hold {MAX_HEAD_BYTES} bytes"
+    return ApiError(431, "head_too_large", said)
 
 
 class Server(uvicorn.Server):

@@ -149,6 +149,25 @@ def test_what_was_added_in_this_process_is_on_disk(tmp_path: Path) -> None:
         assert [e.text for e in bank.entries()] == ["Mara lives in Oslo."]
 
 
+def test_the_store_is_given_up_even_when_closing_fails(tmp_path: Path) -> None:
+    class Failing:
+        async def __aexit__(self, *_: object) -> None:
+            raise RuntimeError("whoever does jobs failed")
+
+    async def fail() -> None:
+        memory = AsyncMemory(str(tmp_path / "m.db"), embedder="hash", bank="notes")
+        await memory.add("Mara lives in Oslo.", infer=False, user_id="mara")
+        assert memory._life is not None
+        await memory._life.__aexit__(None, None, None)
+        memory._life = Failing()  # type: ignore[assignment]
+        with pytest.raises(RuntimeError, match="whoever does jobs failed"):
+            await memory.close()
+
+    asyncio.run(fail())
+    with Memory(str(tmp_path / "m.db"), embedder="hash", bank="notes") as memory:
+        assert [m["text"] for m in memory.get_all(user_id="mara")] == ["Mara lives in Oslo."]
+
+
 def test_the_manager_and_the_answerer_work_through_it(tmp_path: Path) -> None:
     async def ask(url: str) -> None:
         async with AsyncMemory(url) as memory:

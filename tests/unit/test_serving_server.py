@@ -127,14 +127,124 @@ def test_a_head_without_end_is_refused_and_so_is_what_is_no_http(url: str) -> No
                 time.sleep(0.002)
         except OSError:
             pass
-        assert sent < 8 * MAX_HEAD_BYTES
+        assert refusal(heard(client)) == (431, "head_too_large") and sent < 8 * MAX_HEAD_BYTES
     with connected(url) as client:
         client.sendall(b"nonsense\r\n\r\n")
         assert refusal(heard(client)) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /healthz?" + b"q" * 200 * 1024 + b" HTTP/1.1\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\na: " + b"b" * 200 * 1024 + b"\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * 33_000 + b"\r\n",
+        b"GET /healthz HTTP/1.1\r\na: " + b"b" * (MAX_HEAD_BYTES + 1) + b"\r\n\r\n",
+    ],
+    ids=["url", "header", "headers", "just_too_large"],
+)
+def test_a_head_that_is_too_large_is_refused_however_few_pieces_it_comes_in(url: str, head: bytes) -> None:
+    with connected(url) as client:
+        client.sendall(head)
+        assert refusal(heard(client)) == (431, "head_too_large")
+
+
 def test_large_but_honest_heads_pass(url: str) -> None:
-    assert httpx.get(f"{url}/healthz", headers={"X-Large": "y" * 30_000}).status_code == 200
+    assert httpx.get(f"{url}/healthz", headers={"X-Large": "y" * 60_000}).status_code == 200
+    with connected(url) as client:  # the bound is for each request, not for a connection
+        assert [get(client, "/healthz?" + "y" * 30_000) for _ in range(4)] == [200] * 4
+
+
+CHUNKED = b"POST /v1/banks HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
+
+
+@pytest.mark.parametrize("piece", [b"t: " + b"u" * 8000 + b"\r\n", b"t" * 8000], ids=["many", "one"])
+def test_trailers_without_end_are_refused(tmp_path: Path, piece: bytes) -> None:
+    with listening(make_services(tmp_path, None)) as url, connected(url) as client:  # in time for a body all along
+        sent = 0
+        client.sendall(CHUNKED + b"0\r\n")
+        try:
+            while sent < 8 * MAX_HEAD_BYTES:
+                client.sendall(piece)
+                sent += len(piece)
+                time.sleep(0.002)
+        except OSError:
+            pass
+        assert refusal(heard(client)) == (431, "head_too_large") and sent < 8 * MAX_HEAD_BYTES
+
+
+def test_trailers_are_no_headers(url: str) -> None:
+    with connected(url) as client:
+        client.sendall(CHUNKED.replace(b"/v1/banks", b"/healthz") + b"0\r\nX-Request-Id: trailer\r\n\r\n")
+        client.shutdown(socket.SHUT_WR)
+        said = heard(client)
+        assert said.startswith(b"HTTP/1.1 405") and b"x-request-id: " in said.lower() and b"trailer" not in said
+
+
+def test_a_broken_body_is_refused_at_once(tmp_path: Path) -> None:
+    with listening(make_services(tmp_path, None)) as url, connected(url) as client:
+        client.sendall(CHUNKED)
+        client.sendall(b"no size\r\n")
+        assert refusal(heard(client)) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("rest", [b"body", b"bo", b"body\r\n"], ids=["whole", "half", "whole_and_more"])
+def test_who_was_refused_early_and_sends_the_rest_is_left_all_the_same(url: str, rest: bytes) -> None:
+    with connected(url) as client:
+        client.sendall(b"POST /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 4\r\n\r\n")
+        said = b""
+        while not said.endswith(b"}"):
+            said += client.recv(65536)
+        assert said.startswith(b"HTTP/1.1 405")
+        client.sendall(rest)
+        assert heard(client) == b""
+
+
+def test_an_empty_line_after_an_answer_holds_nothing(url: str) -> None:
+    with connected(url) as client:
+        assert get(client, "/healthz") == 200
+        client.sendall(b"\r\n")
+        assert heard(client) == b""
+    with connected(url) as client:  # nor does it spoil the next request
+        assert get(client, "/healthz") == 200
+        client.sendall(b"\r\n")
+        assert get(client, "/healthz") == 200
+        time.sleep(1.5 * PATIENCE_S)
+        assert get(client, "/healthz") == 200
+
+
+@pytest.mark.parametrize(
+    ("second", "then"),
+    [(b"GET /healthz HTTP/1.1\r\n", (408, "head_timeout")), (b"nonsense\r\n\r\n", None)],
+    ids=["slow", "no_http"],
+)
+def test_what_is_wrong_with_a_request_never_answers_the_one_before(
+    tmp_path: Path, second: bytes, then: tuple[int, str] | None
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(prompt: str, request: Any) -> str:
+        begun.set()
+        assert go.wait(20)
+        return sensible(prompt, request)
+
+    body = json.dumps({"question": "Where?", **MARA}).encode()
+    services = make_services(tmp_path, slow, body_timeout_s=PATIENCE_S)
+    with listening(services) as url, connected(url) as client:
+        seed = {"text": "Mara lives in Oslo.", "infer": False}
+        assert httpx.post(f"{url}/v1/banks/notes/memories", params=MARA, json=seed).status_code == 200
+        head = "POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + second)
+        assert begun.wait(20)
+        client.settimeout(2.5 * PATIENCE_S)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.settimeout(20)
+        go.set()
+        first, ok, rest = heard(client).partition(b'"Oslo"')
+        assert first.startswith(b"HTTP/1.1 200") and ok
+        at = rest.find(b"HTTP/1.1 ")
+        assert (refusal(rest[at:]) if at >= 0 else None) == then
 
 
 def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(tmp_path: Path) -> None:
