@@ -151,6 +151,8 @@ class MemoryR1(Algorithm):
     pool: RayPool
     step_metrics: dict[str, float]
     """Metrics of the last step, by flat name."""
+    _embedders: tuple[Any, ...] = ()
+    """Actors, where embedders stand apart."""
 
     @classmethod
     def get_default_config(cls) -> MemoryR1Config:
@@ -180,7 +182,6 @@ class MemoryR1(Algorithm):
         self._telemetry = Telemetry(experiment.name)
         self._timeline = Timeline(experiment.run_dir)
         self._bundles, self.env_runner_group = None, None
-        self._embedders: tuple[Any, ...] = ()
         try:
             self._bundles = reserve_learners(experiment, self.config.claims)
             self._embedders = start_embedders(experiment, self.config.claims)
