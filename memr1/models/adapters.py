@@ -454,7 +454,6 @@ def _frozen(model: Any) -> Any:
 
     if prefers_onednn():
         use_onednn(model)
-
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

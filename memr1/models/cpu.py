@@ -1,9 +1,9 @@
 """What makes float32 models fast on a CPU: threads, memory that is kept, and matrix products by the right library.
 
 torch sends float32 products to MKL, which has its AVX-512 kernels for Intel's processors alone; oneDNN, which is part
-of torch too, has them for all. On AMD it is twice as fast (benchmarks/results/grpo_step_cpu.md). But it
-prepares a kernel with buffers for every shape it meets, and hardly two batches of dialogues have the same number of
-tokens: rows are therefore cut into blocks of a few sizes.
+of torch too, has them for all. On AMD it is twice as fast (benchmarks/results/grpo_step_cpu.md). But it prepares a
+kernel with buffers for every shape it meets, and hardly two batches of dialogues have the same number of tokens: rows
+are therefore cut into blocks of a few sizes.
 """
 
 from __future__ import annotations

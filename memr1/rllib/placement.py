@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from memr1.config import Config
+from memr1.config import ClaimConfig, Config
 from memr1.errors import MemR1Error
 from memr1.rllib.resources import Shares
 from memr1.storage import url_of
@@ -279,8 +279,7 @@ def runner_options(config: Config) -> dict[str, Any]:
 
     if ray.util.get_current_placement_group() is not None:
         return {}
-    labels = config.placement.runners.labels
-    return {"scheduling_strategy": "SPREAD"} | ({"label_selector": dict(labels)} if labels else {})
+    return _spread(config.placement.runners)
 
 
 def embedder_options(config: Config, index: int) -> dict[str, Any]:
@@ -292,8 +291,12 @@ def embedder_options(config: Config, index: int) -> dict[str, Any]:
     if (group := ray.util.get_current_placement_group()) is not None:
         bundle = group.bundle_count - config.placement.num_embedders + index
         return {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)}
-    labels = config.placement.embedders.labels
-    return {"scheduling_strategy": "SPREAD"} | ({"label_selector": dict(labels)} if labels else {})
+    return _spread(config.placement.embedders)
+
+
+def _spread(wanted: ClaimConfig) -> dict[str, Any]:
+    """Over the nodes that have the labels wanted."""
+    return {"scheduling_strategy": "SPREAD"} | ({"label_selector": dict(wanted.labels)} if wanted.labels else {})
 
 
 def reserve_learners(config: Config, shares: Shares) -> Any:

@@ -84,8 +84,8 @@ class Runner:
         self._judge = LLMJudge(config.judge) if config.judge is not None else None
         self._channel: Channel | None = None
         self._kept: Any = None  # what evaluated systems left behind, see `memr1.evaluation.harness.Kept`
-        own = load_embedder(config.memory.embedder) if embedder is None else CachedEmbedder(embedder)
-        self.world = World(config, agents, own)
+        embed = load_embedder(config.memory.embedder) if embedder is None else CachedEmbedder(embedder)
+        self.world = World(config, agents, embed)
 
     def _make_engine(self, eos_ids: tuple[int, ...], pad_id: int, agents: Agents, longest: int) -> Engine:
         config = self.config

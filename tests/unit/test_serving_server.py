@@ -69,6 +69,27 @@ def get(client: socket.socket, path: str) -> int:
     return int(answer(client).split()[1])
 
 
+@contextmanager
+def trickling(client: socket.socket, piece: bytes) -> Iterator[None]:
+    """The client goes on sending the piece, now and then, until the other side hangs up."""
+    stop = threading.Event()
+
+    def trickle() -> None:
+        while not stop.wait(0.02):
+            try:
+                client.sendall(piece)
+            except OSError:
+                return
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(20)
+
+
 def test_who_says_nothing_is_left(url: str) -> None:
     with connected(url) as client:
         assert heard(client) == b""
@@ -80,20 +101,8 @@ def test_a_head_that_comes_too_slowly_is_refused_on_a_new_connection_and_on_an_o
         assert [get(client, "/healthz") for _ in range(before)] == [200] * before
         client.sendall(b"GET /healthz HTTP/1.1\r\n")
         begun = time.monotonic()
-        stop = threading.Event()
-
-        def trickle() -> None:
-            while not stop.wait(0.02):
-                try:
-                    client.sendall(b"a: b\r\n")
-                except OSError:
-                    return
-
-        trickling = threading.Thread(target=trickle)
-        trickling.start()
-        said = heard(client)
-        stop.set()
-        trickling.join(20)
+        with trickling(client, b"a: b\r\n"):
+            said = heard(client)
         assert refusal(said) == (408, "head_timeout") and time.monotonic() - begun >= 0.9 * PATIENCE_S
 
 
@@ -107,20 +116,8 @@ def test_a_connection_that_rests_between_requests_is_kept(url: str) -> None:
 def test_a_client_that_goes_on_with_a_refused_body_is_left(url: str) -> None:
     with connected(url) as client:
         client.sendall(b"POST /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 99999\r\n\r\n")
-        stop = threading.Event()
-
-        def trickle() -> None:
-            while not stop.wait(0.02):
-                try:
-                    client.sendall(b"x")
-                except OSError:
-                    return
-
-        trickling = threading.Thread(target=trickle)
-        trickling.start()
-        assert heard(client).startswith(b"HTTP/1.1 405")
-        stop.set()
-        trickling.join(20)
+        with trickling(client, b"x"):
+            assert heard(client).startswith(b"HTTP/1.1 405")
 
 
 def test_a_head_without_end_is_refused_and_so_is_what_is_no_http(url: str) -> None:
