@@ -19,8 +19,11 @@ import resource
 import statistics
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from memr1.config import AlgoConfig, Config, LearnerConfig, ModelConfig, RolloutConfig
 from memr1.config_file import load_config
@@ -276,6 +279,26 @@ class Bench:
         out["total_s"] = sum(v for k, v in out.items() if k.endswith("_s"))
         return out
 
+    @contextmanager
+    def plain_model(self) -> Iterator[Any]:
+        """The policy as others would have it: the adapter merged, and every layer torch's own."""
+        from torch import nn
+
+        from memr1.models.cpu import OneDnnLinear
+
+        policies = self.engine.policies
+        policies.forget_merged()
+        with patch("memr1.models.cpu.prefers_packed", lambda: False), policies.use_merged("answerer") as model:
+            ours = [m for m in model.modules() if isinstance(m, OneDnnLinear)]
+            for layer in ours:
+                layer.__class__ = nn.Linear
+            try:
+                yield model
+            finally:
+                for layer in ours:
+                    layer.__class__ = OneDnnLinear
+        policies.forget_merged()
+
     def sample_shared(self, samples: list[tuple[int, ...]], seed: int) -> tuple[list[Sampled], dict[str, float]]:
         """One completion per prompt by memr1's engine, and what it took."""
         from memr1.rollout.engine import GenerationRequest, SamplingParams
@@ -285,11 +308,11 @@ class Bench:
         return [(c.ids, c.logprobs) for c in self.engine.generate(requests)], self.engine.pop_timings()
 
     def sample_unshared(self, samples: list[tuple[int, ...]], seed: int) -> tuple[list[Sampled], dict[str, float]]:
-        """The same by `generate` of transformers on one padded batch."""
+        """The same by `generate` of transformers on one padded batch, in layers as transformers has them."""
         import torch
 
         width, pad = max(map(len, samples)), self.tokenizer.pad_token_id
-        with self.engine.policies.use_merged("answerer") as model, torch.inference_mode():
+        with self.plain_model() as model, torch.inference_mode():
             ids = torch.tensor([[pad] * (width - len(p)) + list(p) for p in samples], device=model.device)
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in samples], device=model.device)
 

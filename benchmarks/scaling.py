@@ -155,7 +155,7 @@ def by_continuous_batching(
         return_logprobs=True,
         seed=seed,
     )
-    with bench.engine.policies.use_merged("answerer") as model:
+    with bench.plain_model() as model:
         start = time.perf_counter()
         made = model.generate_batch([list(i) for i in samples[::group]], how, cache)
         seconds = time.perf_counter() - start

@@ -208,8 +208,12 @@ class PolicyModel:
 
         Two thin products and two additions per layer are then saved, which on a CPU cost as much as the layer. The
         merged weights are kept until the adapter changes, and swapped in without copying: one more copy of the adapted
-        weights per role. Elsewhere (GPUs, low precision, mode `full`, `base`) this is `use`.
+        weights per role. Where the processor prefers it (`memr1.models.cpu`), that copy is packed for its kernels, and
+        so is one of the other linear layers, for all roles. Elsewhere (GPUs, low precision, mode `full`, `base`) this
+        is `use`.
         """
+        from memr1.models.cpu import computing_with
+
         with self.use(policy) as model:
             first = next(model.parameters())
             plain = self.mode == "full" or policy == BASE or first.device.type != "cpu"
@@ -217,31 +221,38 @@ class PolicyModel:
             if merged is None:
                 yield model
                 return
-            originals = {layer: layer.base_layer.weight.data for layer in merged}
             self._activate(BASE)  # the merged weights hold the adapter: it must not be added a second time
             try:
-                for layer, weight in merged.items():
-                    layer.base_layer.weight.data = weight
-                yield model
+                with computing_with(merged):
+                    yield model
             finally:
-                for layer, weight in originals.items():
-                    layer.base_layer.weight.data = weight
                 self._activate(policy)  # adapters on again, also where `use` was entered by somebody further out
 
     def _merged_weights(self, policy: str, model: Any) -> dict[Any, torch.Tensor] | None:
-        """Weight of every adapted layer with the adapter added; None where a layer is no linear of its own."""
+        """For `computing_with`: weights of adapted layers with the adapter added; None where one is not linear."""
         from torch import nn
 
-        state = self.state_of(policy)
-        kept = self._merged.get(policy)
-        if kept is None or kept[0] != state:
-            layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+        from memr1.models.cpu import gains, pack, prefers_packed
+
+        def packs(weight: torch.Tensor) -> bool:
+            return prefers_packed() and gains(weight)
+
+        adapted = [m for m in model.modules() if hasattr(m, "lora_A")]
+        if policy not in self._merged or self._merged[policy][0] != self.state_of(policy):
             tied = {id(e.weight) for e in model.modules() if isinstance(e, nn.Embedding)}
-            if any(not isinstance(m.base_layer, nn.Linear) or id(m.base_layer.weight) in tied for m in layers):
+            if any(not isinstance(m.base_layer, nn.Linear) or id(m.base_layer.weight) in tied for m in adapted):
                 return None
-            weights = {m: m.base_layer.weight.data + m.get_delta_weight(policy).detach() for m in layers}
-            self._merged[policy] = kept = (state, weights)
-        return kept[1]
+            self._merged.pop(policy, None)  # never two copies at a time
+            weights = {}
+            for m in adapted:
+                weight = m.base_layer.weight.data + m.get_delta_weight(policy).detach()
+                weights[m.base_layer] = pack(weight) if packs(weight) else weight
+            self._merged[policy] = (self.state_of(policy), weights)
+        if BASE not in self._merged:
+            own = {id(part) for m in adapted for part in m.modules()}
+            rest = [m for m in model.modules() if isinstance(m, nn.Linear) and id(m) not in own]
+            self._merged[BASE] = (self.state_of(BASE), {m: pack(m.weight) for m in rest if packs(m.weight)})
+        return self._merged[BASE][1] | self._merged[policy][1]
 
     def forget_merged(self) -> None:
         """Free what `use_merged` keeps; it is made again when it is next asked for."""

@@ -1,9 +1,12 @@
 """What makes float32 models fast on a CPU: threads, memory that is kept, and matrix products by the right library.
 
 torch sends float32 products to MKL, which has its AVX-512 kernels for Intel's processors alone; oneDNN, which is part
-of torch too, has them for all. On AMD it is twice as fast (benchmarks/results/grpo_step_cpu.md). But it prepares a
-kernel with buffers for every shape it meets, and hardly two batches of dialogues have the same number of tokens: rows
-are therefore cut into blocks of a few sizes.
+of torch too, has them for all. On AMD with AVX-512 it is twice as fast (benchmarks/results/grpo_step_cpu.md). But it
+prepares a kernel with buffers for every shape it meets, and hardly two batches of dialogues have the same number of
+tokens: rows are therefore cut into blocks of a few sizes.
+
+Generating reads the same weights for every token, so they are worth being laid out for those kernels beforehand
+(`pack`): with few rows that is faster again, and with many it costs nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +14,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,10 +58,19 @@ def set_up_cpu(threads: int) -> None:
 @cache
 def prefers_onednn() -> bool:
     """Whether float32 products are faster with oneDNN than with the library torch would take: AMD with AVX-512."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512" and _is_amd_with_onednn()
+
+
+@cache
+def prefers_packed() -> bool:
+    """Whether generating is faster with packed weights: seen on AMD with AVX2 and with AVX-512; not tried on others."""
+    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") and _is_amd_with_onednn()
+
+
+def _is_amd_with_onednn() -> bool:
     cpuinfo = Path("/proc/cpuinfo")
     return (
         hasattr(torch.ops.mkldnn, "_linear_pointwise")
-        and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and cpuinfo.is_file()
         and "AuthenticAMD" in cpuinfo.read_text(errors="replace")
     )
@@ -68,13 +82,14 @@ def use_onednn(model: nn.Module) -> int:
     The layers stay what they are, `nn.Linear` by the same names with the same weights; results differ by rounding.
     Returns how many layers were changed.
     """
-    layers = [m for m in model.modules() if type(m) is nn.Linear and _gains(m.weight)]
+    layers = [m for m in model.modules() if type(m) is nn.Linear and gains(m.weight)]
     for layer in layers:
         layer.__class__ = OneDnnLinear
     return len(layers)
 
 
-def _gains(weight: torch.Tensor) -> bool:
+def gains(weight: torch.Tensor) -> bool:
+    """Whether oneDNN may be better for products with this weight: float32, on the CPU, and large enough."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and min(weight.shape) >= LEAST_SIDE
 
 
@@ -86,6 +101,42 @@ class OneDnnLinear(nn.Linear):
             return super().forward(input)
         result: torch.Tensor = _Linear.apply(input, self.weight, self.bias)
         return result
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """A copy of a float32 weight (n, k) in the layout that oneDNN is fastest with; opaque, for `computing_with`."""
+    result: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+    return result
+
+
+@contextmanager
+def computing_with(weights: Mapping[nn.Linear, torch.Tensor]) -> Iterator[None]:
+    """While the context lasts, these layers compute with other weights than their own: plain ones, or made by `pack`.
+
+    Nothing is copied. Layers with packed weights give no gradients.
+    """
+    before = {layer: (layer.__class__, layer.weight.data) for layer in weights}
+    try:
+        for layer, weight in weights.items():
+            if weight.is_mkldnn:
+                layer.__class__ = _PackedLinear
+                layer.packed_weight = weight
+            else:
+                layer.weight.data = weight
+        yield
+    finally:
+        for layer, (own, weight) in before.items():
+            layer.__class__ = own
+            layer.weight.data = weight
+            vars(layer).pop("packed_weight", None)
+
+
+class _PackedLinear(nn.Linear):
+    packed_weight: torch.Tensor
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        rows = blockwise_linear(input.reshape(-1, input.shape[-1]), self.packed_weight, self.bias)
+        return rows.view(*input.shape[:-1], rows.shape[1])
 
 
 class _Linear(torch.autograd.Function):
@@ -112,7 +163,7 @@ class _Linear(torch.autograd.Function):
 def blockwise_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """x @ weight.T + bias by oneDNN, in blocks of rows.
 
-    x: (m, k) float32. weight: (n, k). bias: (n,). Returns (m, n), without gradients.
+    x: (m, k) float32. weight: (n, k), plain or from `pack`. bias: (n,). Returns (m, n), without gradients.
     """
     linear = torch.ops.mkldnn._linear_pointwise
     m, x = len(x), x.detach().contiguous()

@@ -367,9 +367,19 @@ def test_bad_names_modes_and_settings_are_refused():
         policies.weights("base")
 
 
-def test_merged_weights_give_the_logits_of_the_adapter_follow_its_changes_and_leave_the_base_untouched() -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_merged_weights_give_the_logits_of_the_adapter_follow_its_changes_and_leave_the_base_untouched(
+    packs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
+    from memr1.models import cpu
+
+    if packs and not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        pytest.skip("this torch was built without oneDNN")
+    monkeypatch.setattr(cpu, "prefers_packed", lambda: packs)
+    made: list[torch.Size] = []
+    monkeypatch.setattr(cpu, "pack", lambda weight, pack=cpu.pack: made.append(weight.shape) or pack(weight))
     model = PolicyModel.create("tiny-random", ("manager", "answerer"), dtype="float32", device="cpu")
     ids = torch.arange(3, 20)[None]
 
@@ -390,6 +400,12 @@ def test_merged_weights_give_the_logits_of_the_adapter_follow_its_changes_and_le
         with model.use("manager") as outer, torch.inference_mode():  # as inside a learner that stays active
             assert torch.allclose(logits(model.use_merged), plain, atol=1e-4)
             assert torch.equal(outer(input_ids=ids).logits, plain)
+    layers = [m for m in model.module("base").modules() if isinstance(m, torch.nn.Linear)]
+    large = [m for m in layers if min(m.weight.shape) >= cpu.LEAST_SIDE]
+    head = model.module("base").get_output_embeddings()
+    assert any(m is head for m in large)
+    # packed anew for each of the two adapters, but for the head, which has none
+    assert len(made) == (2 * (len(large) - 1) + 1 if packs else 0)
 
 
 def _logits_of_base(model: PolicyModel, ids: object) -> torch.Tensor:

@@ -15,7 +15,16 @@ import torch
 from torch import nn
 
 from memr1.models import cpu
-from memr1.models.cpu import BLOCKS, OneDnnLinear, blockwise_linear, prefers_onednn, use_onednn
+from memr1.models.cpu import (
+    BLOCKS,
+    OneDnnLinear,
+    blockwise_linear,
+    computing_with,
+    pack,
+    prefers_onednn,
+    prefers_packed,
+    use_onednn,
+)
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch was built without oneDNN"
@@ -90,6 +99,21 @@ def test_no_rows_give_no_rows() -> None:
     assert layer(x).shape == (0, 3, 72) and x.grad is not None and x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("rows", [1, 3, 8, 40, 700])
+def test_layers_compute_with_packed_and_plain_weights_while_asked_to(rows: int) -> None:
+    torch.manual_seed(rows)
+    model = nn.Sequential(nn.Linear(72, 96), nn.Linear(96, 80, bias=False))
+    classes, own = [type(m) for m in model], [m.weight.data_ptr() for m in model]
+    x, others = torch.randn(rows, 1, 72), [torch.randn_like(m.weight) for m in model]
+    before = model(x).detach()
+    expected = nn.functional.linear(nn.functional.linear(x, others[0], model[0].bias), others[1]).detach()
+    with pytest.raises(KeyError), computing_with({model[0]: pack(others[0]), model[1]: others[1]}):
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-3)
+        raise KeyError
+    assert [type(m) for m in model] == classes and [m.weight.data_ptr() for m in model] == own
+    assert torch.equal(model(x), before) and not any("packed_weight" in vars(m) for m in model)
+
+
 def test_threads_and_memory_of_this_process_are_set() -> None:
     """Freed blocks of a model's size are given out again without asking the system for pages."""
     program = """
@@ -125,11 +149,16 @@ def test_a_policy_model_computes_with_what_its_processor_prefers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vendor", "capability", "preferred"),
-    [("AuthenticAMD", "AVX512", True), ("AuthenticAMD", "AVX2", False), ("GenuineIntel", "AVX512", False)],
+    ("vendor", "capability", "preferred", "packed"),
+    [
+        ("AuthenticAMD", "AVX512", True, True),
+        ("AuthenticAMD", "AVX2", False, True),
+        ("AuthenticAMD", "DEFAULT", False, False),
+        ("GenuineIntel", "AVX512", False, False),
+    ],
 )
-def test_onednn_is_for_amd_with_avx512(
-    monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, preferred: bool
+def test_onednn_is_for_amd_and_for_all_products_with_avx512(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, preferred: bool, packed: bool
 ) -> None:
     class Info:
         def __init__(self, path: str) -> None:
@@ -143,8 +172,11 @@ def test_onednn_is_for_amd_with_avx512(
 
     monkeypatch.setattr(cpu, "Path", Info)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    prefers_onednn.cache_clear()
+    asked = prefers_onednn, prefers_packed
+    for ask in asked:
+        ask.cache_clear()
     try:
-        assert prefers_onednn() is preferred
+        assert [ask() for ask in asked] == [preferred, packed]
     finally:
-        prefers_onednn.cache_clear()
+        for ask in asked:
+            ask.cache_clear()
