@@ -177,9 +177,11 @@ class AsyncMemory:
         """One memory; `whose`: user_id, agent_id, run_id."""
         return await self._ask("GET", self._memory(memory_id, bank), params=_scope(**whose))
 
-    async def get_all(self, *, bank: str | None = None, limit: int = 1000, **whose: str) -> list[dict[str, Any]]:
-        """Memories in the order in which they were added."""
-        params = {**_scope(**whose), "limit": str(limit)}
+    async def get_all(
+        self, *, bank: str | None = None, offset: int = 0, limit: int = 1000, **whose: str
+    ) -> list[dict[str, Any]]:
+        """Memories in the order in which they were added, from the one after `offset` others; at most 1000."""
+        params = {**_scope(**whose), "offset": str(offset), "limit": str(limit)}
         found: list[dict[str, Any]] = (await self._ask("GET", f"{self._at(bank)}/memories", params=params))["memories"]
         return found
 
@@ -209,11 +211,26 @@ class AsyncMemory:
         at, headers = self._memory(memory_id, bank), _under(idempotency_key)
         return await self._ask("DELETE", at, params=_scope(**whose), headers=headers)
 
+    async def delete_all(
+        self, *, bank: str | None = None, idempotency_key: str | None = None, **whose: str
+    ) -> dict[str, Any]:
+        """Delete every memory of the bank in one decision, which is returned; `rollback` brings them back."""
+        at, headers = f"{self._at(bank)}/clear", _under(idempotency_key)
+        return await self._ask("POST", at, params=_scope(**whose), headers=headers)
+
     async def history(self, memory_id: str, *, bank: str | None = None, **whose: str) -> list[dict[str, Any]]:
         """Every version, oldest first."""
         at = f"{self._memory(memory_id, bank)}/history"
         versions: list[dict[str, Any]] = (await self._ask("GET", at, params=_scope(**whose)))["versions"]
         return versions
+
+    async def log(
+        self, *, bank: str | None = None, after: int = 0, limit: int = 1000, **whose: str
+    ) -> list[dict[str, Any]]:
+        """Decisions of a bank after number `after`, oldest first, rejected operations included; at most 1000."""
+        params = {**_scope(**whose), "after": str(after), "limit": str(limit)}
+        records: list[dict[str, Any]] = (await self._ask("GET", f"{self._at(bank)}/log", params=params))["records"]
+        return records
 
     async def rollback(self, seq: int, *, bank: str | None = None, **whose: str) -> list[str]:
         """Go back to what was there after decision `seq`; ids of the memories that changed."""
@@ -229,6 +246,11 @@ class AsyncMemory:
         )["changed"]
         return changed
 
+    async def banks(self, **whose: str) -> list[dict[str, Any]]:
+        """Banks of a scope and of narrower ones, each with its `name` and whose it is."""
+        found: list[dict[str, Any]] = (await self._ask("GET", "/v1/banks", params=_scope(**whose)))["banks"]
+        return found
+
     async def export_bank(self, *, bank: str | None = None, **whose: str) -> bytes:
         """A bank with its whole log, as JSON lines; what `memr1 bank export` writes."""
         return (await self._send("GET", f"{self._at(bank)}/export", params=_scope(**whose))).content
@@ -236,6 +258,23 @@ class AsyncMemory:
     async def import_bank(self, exported: bytes, *, bank: str | None = None, **whose: str) -> dict[str, Any]:
         """A new bank from what `export_bank` gave; its counts. `MemoryRefused` 409 when there is one of this name."""
         return await self._ask("POST", f"{self._at(bank)}/import", params=_scope(**whose), content=exported)
+
+    async def quarantine(self, *, offset: int = 0, limit: int = 1000, **whose: str) -> list[dict[str, Any]]:
+        """Writes of a scope and of narrower ones that were held, oldest first, with their `suspicions`; at most 1000.
+
+        An operator `release`s or `drop_held`s them by their `id`; all three need the right `admin` of a service.
+        """
+        params = {**_scope(**whose), "offset": str(offset), "limit": str(limit)}
+        held: list[dict[str, Any]] = (await self._ask("GET", "/v1/quarantine", params=params))["held"]
+        return held
+
+    async def release(self, held_id: str) -> dict[str, Any]:
+        """Make a decision that was held, and answer for it. `MemoryRefused` when the bank rejects it; it stays held."""
+        return await self._ask("POST", f"{_held(held_id)}/release")
+
+    async def drop_held(self, held_id: str) -> None:
+        """Give up a decision that was held, for good."""
+        await self._send("DELETE", _held(held_id))
 
     def _at(self, bank: str | None) -> str:
         return f"/v1/banks/{_in_path('bank', bank or self.bank)}"
@@ -275,6 +314,10 @@ def _in_path(field: str, value: str) -> str:
     if value in ("", ".", ".."):
         raise MemR1Error(f"{field}: {value!r} is no name")
     return quote(value, safe="")
+
+
+def _held(held_id: str) -> str:
+    return f"/v1/quarantine/{_in_path('held_id', held_id)}"
 
 
 def _under(idempotency_key: str | None) -> dict[str, str]:
@@ -348,9 +391,17 @@ class Memory:
         """See `AsyncMemory.delete`."""
         return self._run(self._memory.delete(memory_id, **options))
 
+    def delete_all(self, **options: Any) -> dict[str, Any]:
+        """See `AsyncMemory.delete_all`."""
+        return self._run(self._memory.delete_all(**options))
+
     def history(self, memory_id: str, **options: Any) -> list[dict[str, Any]]:
         """See `AsyncMemory.history`."""
         return self._run(self._memory.history(memory_id, **options))
+
+    def log(self, **options: Any) -> list[dict[str, Any]]:
+        """See `AsyncMemory.log`."""
+        return self._run(self._memory.log(**options))
 
     def rollback(self, seq: int, **options: Any) -> list[str]:
         """See `AsyncMemory.rollback`."""
@@ -360,6 +411,10 @@ class Memory:
         """See `AsyncMemory.undo`."""
         return self._run(self._memory.undo(source, **options))
 
+    def banks(self, **whose: str) -> list[dict[str, Any]]:
+        """See `AsyncMemory.banks`."""
+        return self._run(self._memory.banks(**whose))
+
     def export_bank(self, **options: Any) -> bytes:
         """See `AsyncMemory.export_bank`."""
         return self._run(self._memory.export_bank(**options))
@@ -367,6 +422,18 @@ class Memory:
     def import_bank(self, exported: bytes, **options: Any) -> dict[str, Any]:
         """See `AsyncMemory.import_bank`."""
         return self._run(self._memory.import_bank(exported, **options))
+
+    def quarantine(self, **options: Any) -> list[dict[str, Any]]:
+        """See `AsyncMemory.quarantine`."""
+        return self._run(self._memory.quarantine(**options))
+
+    def release(self, held_id: str) -> dict[str, Any]:
+        """See `AsyncMemory.release`."""
+        return self._run(self._memory.release(held_id))
+
+    def drop_held(self, held_id: str) -> None:
+        """See `AsyncMemory.drop_held`."""
+        self._run(self._memory.drop_held(held_id))
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

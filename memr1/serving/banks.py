@@ -164,36 +164,35 @@ class BankService(BankReader):
                 bank = self._bank(principal, ref, missing_ok=True)
                 if bank is None:
                     bank = self._create(ref)
+        return self._decide(bank, wanted, speakers)
+
+    def clear(
+        self, principal: Scope, ref: BankRef, *, provenance: Provenance, time: str, key: str | None = None
+    ) -> Applied:
+        """Delete every entry in one decision; see `apply`."""
+        bank = self._bank(principal, ref)
         with bank.paused():
-            if key is not None and (earlier := bank.decision(key)) is not None:
-                return _replayed(earlier, provenance)
+            ops = tuple(MemoryOp(Event.DELETE, entry_id=entry.id) for entry in bank.entries())
+            return self._decide(bank, Wanted(ref, ops, provenance, time, None, "abort", key, ()))
+
+    def _decide(self, bank: MemoryBank, wanted: Wanted, speakers: Sequence[str] = ()) -> Applied:
+        with bank.paused():
+            if wanted.key is not None and (earlier := bank.decision(wanted.key)) is not None:
+                return _replayed(earlier, wanted.provenance)
             if held := self._held(bank, wanted, speakers):
                 return held
             try:
                 results = bank.apply(
-                    ops,
-                    provenance=provenance,
-                    time=time,
-                    event_time=event_time,
-                    on_reject=on_reject,
-                    idempotency_key=key,
+                    wanted.ops,
+                    provenance=wanted.provenance,
+                    time=wanted.time,
+                    event_time=wanted.event_time,
+                    on_reject=wanted.on_reject,
+                    idempotency_key=wanted.key,
                 )
             except MemR1Error as error:
                 raise as_api_error(error) from error
             return Applied(bank.seq, tuple(results))
-
-    def clear(self, principal: Scope, ref: BankRef, *, provenance: Provenance, time: str) -> int:
-        """Delete every entry in one decision; how many there were."""
-        bank = self._bank(principal, ref)
-        with bank.paused():
-            ops = [MemoryOp(Event.DELETE, entry_id=entry.id) for entry in bank.entries()]
-            if ops:
-                try:
-                    results = bank.apply(ops, provenance=provenance, time=time)
-                except MemR1Error as error:
-                    raise as_api_error(error) from error
-                accepted(results)
-            return len(ops)
 
     def decided(self, principal: Scope, ref: BankRef, key: str, provenance: Provenance) -> Applied | None:
         """What was decided under an idempotency key; None when nothing was. 409 when it was for another request."""

@@ -19,7 +19,7 @@ from memr1.serving import examples as ex
 from memr1.serving.adding import add
 from memr1.serving.agents import Decided, Said
 from memr1.serving.errors import STATUSES, ApiError, not_found
-from memr1.serving.native_api import banks_of, change
+from memr1.serving.native_api import banks_of, change, clear
 from memr1.serving.refs import BankRef
 from memr1.serving.requests import Caller, InScope, Named, Reader, Writer, now
 from memr1.serving.schemas import MAX_BATCH, Loose, Metadata, Name, Text, Time
@@ -333,7 +333,7 @@ async def delete_memories(caller: Writer, named: InScope) -> dict[str, Any]:
         raise ApiError(422, "invalid_field", "name a user_id, an agent_id or a run_id", param="user_id")
     deleted = 0
     for ref in await _refs(caller, named):
-        deleted += await caller.bank("clear", ref, provenance=caller.provenance(None, {}), time=now())
+        deleted += len((await clear(caller, ref)).results)
     return {"message": "Memories deleted successfully!", "deleted": deleted}
 
 

@@ -232,6 +232,16 @@ async def change(caller: Caller, ref: BankRef, op: MemoryOp, body: Any, event_ti
         event_time=event_time,
         key=caller.idempotency_key,
     )
+    return _carried_out(caller, applied)
+
+
+async def clear(caller: Caller, ref: BankRef) -> Applied:
+    """A DELETE of every entry as one decision; `ApiError` as in `change`."""
+    how = {"provenance": caller.provenance(None, {}), "time": now(), "key": caller.idempotency_key}
+    return _carried_out(caller, await caller.bank("clear", ref, **how))
+
+
+def _carried_out(caller: Caller, applied: Applied) -> Applied:
     if not applied.replayed:
         caller.services.metrics.count(applied)
     if applied.held is not None:
@@ -244,6 +254,12 @@ async def change(caller: Caller, ref: BankRef, op: MemoryOp, body: Any, event_ti
         )
     accepted(applied.results)
     return applied
+
+
+@router.post("/banks/{bank}/clear", tags=["memories"], summary="Delete every memory of a bank")
+async def clear_bank(caller: Writer, named: InBank) -> s.Decision:
+    """One decision with a tombstone for each; history and log stay, and `rollback` brings them back."""
+    return s.Decision.of_applied(await clear(caller, named.ref(caller)))
 
 
 def _with_etag(response: Response, entry: MemoryEntry) -> s.Memory:

@@ -221,6 +221,24 @@ def test_an_untrusted_key_marks_what_it_writes_and_changes_nothing_of_others(tmp
         assert undone.json()["changed"] == ["m2"], "everything that one key wrote can be taken back"
 
 
+def test_deleting_everything_waits_for_an_operator_where_an_untrusted_key_asks_for_it(tmp_path: Path) -> None:
+    keys = KeyFile(tmp_path / "keys.json", create=True)
+    crawler = bearer(keys.create("crawler", trusted=False)[0])
+    admin = bearer(keys.create("ops", right="admin")[0])
+    with serving(tmp_path, keys=keys) as client:
+        tell(client, "Mara lives in Oslo.", admin)
+        tell(client, "Mara has a boat.", crawler)
+        refused = error_of(client.post(f"{NOTES}/clear", params=MARA, headers=crawler), 409)
+        assert (refused["code"], refused["details"]["suspicions"]) == ("held", [UNTRUSTED])
+        at = f"{NOTES}/memories"
+        assert len(client.get(at, params=MARA, headers=admin).json()["memories"]) == 2
+        released = client.post(f"/v1/quarantine/{refused['details']['held']}/release", headers=admin).json()
+        assert [o["event"] for o in released["operations"]] == ["DELETE", "DELETE"]
+        assert client.get(at, params=MARA, headers=admin).json()["memories"] == []
+        shown = client.get("/metrics", headers=admin).text
+        assert 'memr1_operations_total{event="DELETE"} 2.0' in shown
+
+
 def test_a_held_change_by_id_says_so_and_a_release_that_came_too_late_stays_held(tmp_path: Path) -> None:
     keys = KeyFile(tmp_path / "keys.json", create=True)
     crawler = bearer(keys.create("crawler", trusted=False)[0])

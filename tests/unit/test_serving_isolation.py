@@ -118,6 +118,7 @@ ROUTES: dict[str, tuple[str, str, Any]] = {
     "search": ("POST", "/v1/banks/{bank}/search", {"query": "vault 4711"}),
     "update": ("PATCH", "/v1/banks/{bank}/memories/m1", {"text": "hacked"}),
     "delete": ("DELETE", "/v1/banks/{bank}/memories/m1", None),
+    "clear": ("POST", "/v1/banks/{bank}/clear", None),
     "rollback": ("POST", "/v1/banks/{bank}/rollback", {"seq": 0}),
     "undo": ("POST", "/v1/banks/{bank}/undo", {"source": "chat-1"}),
     "erase": ("POST", "/v1/banks/{bank}/erase", {"ids": ["m1"]}),
@@ -232,7 +233,7 @@ def test_no_route_and_no_trick_leads_to_another_scope(place: Place, principal: s
 
 @pytest.mark.parametrize("principal", STRANGERS)
 def test_a_foreign_memory_and_one_that_never_was_look_the_same(untouched: Place, principal: str) -> None:
-    for route in ("bank", "list", "get", "history", "log", "export", "search", "update", "rollback", "erase"):
+    for route in ("bank", "list", "get", "history", "log", "export", "search", "update", "clear", "rollback", "erase"):
         method, path, body = ROUTES[route]
         told = set()
         for name in ("notes", "never-was"):
