@@ -4,7 +4,7 @@ The arms are the paper's: neither role trained, the manager only, the answerer o
 both. Each is repeated for every reward, objective and seed asked for, and beside them stand the baselines and the
 negative controls asked for. An arm is an ordinary run, with the supervised stages of the configuration and a part of
 the others, so everything that works for a run works for it; called again, the command goes on where it stopped. Stages
-that arms begin with alike are trained once.
+that arms begin with alike are trained once, and a run that was evaluated is not asked for its weights again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rich.text import Text
 
 from memr1.config import Config, StageConfig
 from memr1.config_checks import validate
+from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.evaluation.comparison import compare_seeds
 from memr1.evaluation.evaluate import evaluate_folder
@@ -211,23 +212,25 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
     console = console or Console()
     arms = plan(config, study)
     console.print(plan_table(arms))
+    kind = config.data.kind
+    label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
+    wanted: dict[Path, list[str]] = {}
+    for arm in arms:
+        wanted.setdefault(_home(arm, arms).run_dir, []).append(arm.system)
     runs = list({arm.config.run_dir: arm.config for arm in arms if arm.config.stages}.values())
     for n, run in enumerate(runs):
+        if _is_evaluated(run, wanted[run.run_dir], label):
+            continue
         _branch_off(run, runs[:n])
         train(run, resume="auto", console=console)
         done = committed(run.run_dir)
         if not done or load_state(done[-1]).stage < len(run.stages):
             console.print(f"{run.name} was stopped before its end; the same command goes on with it")
             return []
-    kind = config.data.kind
-    label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
+    for run in runs:
+        _evaluate(wanted[run.run_dir], run, label, split, console)
     answers: dict[Row, list[list[Prediction]]] = {}
     found: dict[Row, Arm] = {}
-    wanted: dict[Path, list[str]] = {}
-    for arm in arms:
-        wanted.setdefault(_home(arm, arms).run_dir, []).append(arm.system)
-    for run_dir, systems in wanted.items():
-        _evaluate(systems, run_dir, label, config, split, console)
     for arm in arms:
         run_dir = _home(arm, arms).run_dir
         predictions = load_predictions(run_dir / "predictions" / label / f"{arm.system}.jsonl")
@@ -285,19 +288,33 @@ def _home(arm: Arm, arms: Sequence[Arm]) -> Config:
     return next(config for config in fits if config.agents == arm.config.agents)
 
 
-def _evaluate(systems: Sequence[str], run_dir: Path, label: str, config: Config, split: str, console: Console) -> None:
+def _evaluate(systems: Sequence[str], run: Config, label: str, split: str, console: Console) -> None:
     """Have the predictions of systems of a finished run in its folder; those that lack are made in one go."""
+    if wanted := _lacking(systems, run, label):
+        kind, path = run.data.kind, Path(run.data.path) if run.data.path else None
+        evaluate_folder(run.run_dir, kind, path, "test" if kind == "factworld" else split, wanted, (), console)
+    if left := _lacking(systems, run, label):
+        raise MemR1Error(f"{run.run_dir}: {', '.join(left)} left no row on {label}; see its report")
 
-    def lacking() -> tuple[str, ...]:
-        step = load_state(committed(run_dir)[-1]).step
-        rows = [r for r in read_evaluation(run_dir) if r["benchmark"] == label and r["step"] == step]
-        return tuple(dict.fromkeys(s for s in systems if all(r["system"] != s for r in rows)))
 
-    if wanted := lacking():
-        kind, path = config.data.kind, Path(config.data.path) if config.data.path else None
-        evaluate_folder(run_dir, kind, path, "test" if kind == "factworld" else split, wanted, (), console)
-    if left := lacking():
-        raise MemR1Error(f"{run_dir}: {', '.join(left)} left no row on {label}; see its report")
+def _lacking(systems: Sequence[str], run: Config, label: str) -> tuple[str, ...]:
+    """Which of the systems have no row of the finished run yet."""
+    last = sum(stage.steps for stage in run.stages)
+    rows = {r["system"] for r in read_evaluation(run.run_dir) if r["benchmark"] == label and r["step"] == last}
+    return tuple(dict.fromkeys(s for s in systems if s not in rows))
+
+
+def _is_evaluated(run: Config, systems: Sequence[str], label: str) -> bool:
+    """Whether all that the table takes from a run is there, so that its weights may be gone."""
+    from memr1.training.run import check_same_run
+
+    with owned(run.run_dir):
+        pull(run.run_dir)
+        written = run.run_dir / "config.yaml"
+        if not written.is_file() or _lacking(systems, run, label):
+            return False
+        check_same_run(load_config(written), run, written)
+        return True
 
 
 def _gains(

@@ -172,7 +172,7 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
         checkpoint = existing[-1] if existing else None
         if checkpoint is None and (run_dir / "metrics.jsonl").exists():
             if written.exists():
-                _check_same_run(load_config(written), config, written)
+                check_same_run(load_config(written), config, written)
             _discard(run_dir)  # it died before its first checkpoint: nothing can be continued
     else:
         checkpoint = Path(resume)
@@ -181,7 +181,7 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
         load_state(checkpoint)
     if checkpoint is not None and written.exists():
         old = load_config(written)
-        _check_same_run(old, config, written)
+        check_same_run(old, config, written)
         _check_world_size(old, config, checkpoint)
     for path in existing:
         if checkpoint is not None and path.name > checkpoint.name:  # what comes now replaces them, in the log as well
@@ -201,7 +201,9 @@ def _discard(run_dir: Path) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
 
 
-def _check_same_run(old: Config, new: Config, path: Path) -> None:
+def check_same_run(old: Config, new: Config, path: Path) -> None:
+    """MemR1Error naming the fields where a run's configuration, read from `path`, is not that of the run asked for."""
+
     def flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             for k, v in value.items():

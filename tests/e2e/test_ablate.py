@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from memr1.config_file import load_config
+from memr1.errors import MemR1Error
 from memr1.training import run
 from memr1.training.ablate import Study, ablate, plan
 from memr1.training.checkpoints import committed
@@ -55,6 +57,13 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
     before = [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")]
     assert ablate(config, Study(), "test", Console(file=io.StringIO())) == rows
     assert [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")] == before
+    for checkpoints in (tmp_path / "study").glob("*/checkpoints"):
+        shutil.rmtree(checkpoints)
+    monkeypatch.setattr(run, "train", None)
+    assert ablate(config, Study(), "test", Console(file=io.StringIO())) == rows, "weights are not needed any more"
+    with pytest.raises(MemR1Error, match=r"config.yaml: the run was made with other settings: rollout.group_size"):
+        changed = replace(config, rollout=replace(config.rollout, group_size=3))
+        ablate(changed, Study(), "test", Console(file=io.StringIO()))
 
 
 WARM = """stages=[{role: answerer, objective: sft, steps: 2}, {role: answerer, steps: 1},
