@@ -78,13 +78,13 @@ def workload_options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=2, help="measured steps, after one that warms up")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--lora-rank", type=int, default=16)
+    parser.add_argument("--max-tokens-per-microbatch", type=int, default=4096, help="of memr1's update")
     return parser
 
 
 def main() -> None:
     """Parse options, run, print a table and the same as one JSON line."""
     parser = workload_options(__doc__)
-    parser.add_argument("--max-tokens-per-microbatch", type=int, default=4096)
     parser.add_argument("--no-reference", action="store_true", help="skip the unshared step")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
