@@ -2,9 +2,20 @@
 
 Kubernetes objects and every pod template have the types of the official Kubernetes client. The schemas of KubeRay and
 of the Prometheus operator come with their operators only, and no package index carries them. `RAY_CLUSTER`, `RAY_JOB`
-and `KINDS` are therefore a list of our own: fields that manifests use or may use, their types, the values of a choice,
-and what is required, compared field by field with KubeRay's published API reference: that of 1.4 for all of them, that
-of 1.6 for what came since (`authOptions`, `RayCronJob`). It is no substitute for an operator that takes the objects.
+and `KINDS` are therefore a list of our own of KubeRay's fields outside of pod templates, services and status: types,
+the values of a choice, and what is required (names with `!`). It was compared field by field with
+
+- its CRDs in ray-project/kuberay: `ray-operator/config/crd/bases/ray.io_raycronjobs.yaml` of commit 12cb11e, which
+  holds the specs of RayCluster and RayJob as well and is a little older than release 1.6.0, and what
+  `helm-chart/kuberay-operator/crds/ray.io_rayservices.yaml` of commit 02a80a6, which is newer than 1.6.2, says of
+  services and their upgrades;
+- the API reference of release 1.6.2 (`docs/reference/api.md` of commit 0a9eabd), for every field: what neither CRD has
+  (`authOptions.secretName` and `.enableK8sTokenAuth`, `preRunningDeadlineSeconds`) is in there, and what 1.6.2 does not
+  have (`suspend` of a service) is left out.
+
+Where a CRD takes any string of which the operator knows some (`submissionMode`, `managedBy`, `upgradeStrategy.type` of
+a service), the list has those. The PodMonitor was not compared with its CRD. It is no substitute for an operator that
+takes the objects.
 """
 
 from __future__ import annotations
@@ -24,36 +35,58 @@ LAUNCHERS = sorted((CLUSTER / "launcher").glob("*.yaml"))
 RAY = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE).group(1)  # type: ignore[union-attr]
 HOME_IN_IMAGE = "/home/ray/memr1"
 
+MANAGERS = frozenset({"ray.io/kuberay-operator", "kueue.x-k8s.io/multikueue"})
+CREDENTIAL = {"value": str, "valueFrom": "V1EnvVarSource"}
+DELETION = frozenset({"DeleteCluster", "DeleteWorkers", "DeleteSelf", "DeleteNone"})
 RAY_CLUSTER = {
     "authOptions": {"mode": frozenset({"token", "disabled"}), "secretName": str, "enableK8sTokenAuth": bool},
     "autoscalerOptions": {
         "env": ["V1EnvVar"],
+        "envFrom": ["V1EnvFromSource"],
         "idleTimeoutSeconds": int,
         "image": str,
+        "imagePullPolicy": str,
         "resources": "V1ResourceRequirements",
         "securityContext": "V1SecurityContext",
         "upscalingMode": frozenset({"Default", "Aggressive", "Conservative"}),
+        "version": frozenset({"v1", "v2"}),
+        "volumeMounts": ["V1VolumeMount"],
     },
     "enableInTreeAutoscaling": bool,
-    "gcsFaultToleranceOptions": dict,
-    "headGroupSpec": {
+    "gcsFaultToleranceOptions": {
+        "externalStorageNamespace": str,
+        "redisAddress!": str,
+        "redisPassword": CREDENTIAL,
+        "redisUsername": CREDENTIAL,
+    },
+    "headGroupSpec!": {
         "enableIngress": bool,
         "headService": "V1Service",
+        "labels": {str: str},
         "rayStartParams": {str: str},
+        "resources": {str: str},
         "serviceType": str,
-        "template": "V1PodTemplateSpec",
+        "template!": "V1PodTemplateSpec",
     },
+    "headServiceAnnotations": {str: str},
+    "managedBy": MANAGERS,
     "rayVersion": str,
     "suspend": bool,
+    "upgradeStrategy": {"type": frozenset({"Recreate", "None"})},
     "workerGroupSpecs": [
         {
-            "groupName": str,
-            "maxReplicas": int,
-            "minReplicas": int,
+            "groupName!": str,
+            "idleTimeoutSeconds": int,
+            "labels": {str: str},
+            "maxReplicas!": int,
+            "minReplicas!": int,
             "numOfHosts": int,
             "rayStartParams": {str: str},
             "replicas": int,
-            "template": "V1PodTemplateSpec",
+            "resources": {str: str},
+            "scaleStrategy": {"workersToDelete": [str]},
+            "suspend": bool,
+            "template!": "V1PodTemplateSpec",
         }
     ],
 }
@@ -61,15 +94,33 @@ RAY_JOB = {
     "activeDeadlineSeconds": int,
     "backoffLimit": int,
     "clusterSelector": {str: str},
+    "deletionStrategy": {
+        "deletionRules": [
+            {
+                "condition!": {
+                    "jobDeploymentStatus": frozenset({"Failed"}),
+                    "jobStatus": frozenset({"SUCCEEDED", "FAILED"}),
+                    "ttlSeconds": int,
+                },
+                "policy!": DELETION,
+            }
+        ],
+        "onFailure": {"policy": DELETION},
+        "onSuccess": {"policy": DELETION},
+    },
     "entrypoint": str,
     "entrypointNumCpus": (int, float),
     "entrypointNumGpus": (int, float),
+    "entrypointResources": str,
     "jobId": str,
+    "managedBy": MANAGERS,
     "metadata": {str: str},
+    "preRunningDeadlineSeconds": int,
     "rayClusterSpec": RAY_CLUSTER,
     "runtimeEnvYAML": str,
     "shutdownAfterJobFinishes": bool,
     "submissionMode": frozenset({"K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"}),
+    "submitterConfig": {"backoffLimit": int},
     "submitterPodTemplate": "V1PodTemplateSpec",
     "suspend": bool,
     "ttlSecondsAfterFinished": int,
@@ -80,30 +131,40 @@ KINDS: dict[str, Any] = {
     "PersistentVolumeClaim": "V1PersistentVolumeClaim",
     "Service": "V1Service",
     "StatefulSet": "V1StatefulSet",
-    "RayCluster": {"spec": RAY_CLUSTER},
-    "RayJob": {"spec": RAY_JOB},
-    "RayCronJob": {"spec": {"schedule": str, "jobTemplate": RAY_JOB, "suspend": bool}},
+    "RayCluster": RAY_CLUSTER,
+    "RayJob": RAY_JOB,
+    "RayCronJob": {"schedule!": str, "jobTemplate!": RAY_JOB, "suspend": bool},
     "RayService": {
-        "spec": {
-            "serveConfigV2": str,
-            "rayClusterConfig": RAY_CLUSTER,
-            "serveService": "V1Service",
-            "upgradeStrategy": {"type": frozenset({"NewCluster", "None"})},
-        }
+        "deploymentUnhealthySecondThreshold": int,
+        "excludeHeadPodFromServeSvc": bool,
+        "managedBy": MANAGERS,
+        "rayClusterConfig!": RAY_CLUSTER,
+        "rayClusterDeletionDelaySeconds": int,
+        "serveConfigV2": str,
+        "serveService": "V1Service",
+        "serviceUnhealthySecondThreshold": int,
+        "upgradeStrategy": {
+            "clusterUpgradeOptions": {
+                "gatewayClassName!": str,
+                "intervalSeconds!": int,
+                "maxSurgePercent": int,
+                "stepSizePercent!": int,
+            },
+            "type": frozenset({"NewCluster", "NewClusterWithIncrementalUpgrade", "None"}),
+        },
     },
     "PodMonitor": {
-        "spec": {"selector": "V1LabelSelector", "podMetricsEndpoints": [{"port": str, "interval": str, "path": str}]}
+        "selector!": "V1LabelSelector",
+        "podMetricsEndpoints!": [{"port": str, "interval": str, "path": str}],
     },
 }
-REQUIRED = {
-    "headGroupSpec": ("rayStartParams", "template"),
-    "workerGroupSpecs": ("groupName", "minReplicas", "maxReplicas", "rayStartParams", "template"),
-    "RayCluster": ("rayVersion", "headGroupSpec"),
+"""By kind: the type of the whole object, or the fields of its spec."""
+OURS = {
+    "RayCluster": ("rayVersion",),  # the operator wants it for `authOptions.mode: token`
     "RayJob": ("entrypoint",),
-    "RayCronJob": ("schedule", "jobTemplate"),
-    "RayService": ("serveConfigV2", "rayClusterConfig"),
-    "PodMonitor": ("selector", "podMetricsEndpoints"),
+    "RayService": ("serveConfigV2",),
 }
+"""Fields of a spec that no CRD requires, and without which our files would be of no use."""
 
 
 def check(value: Any, schema: Any, where: str) -> None:
@@ -116,9 +177,12 @@ def check(value: Any, schema: Any, where: str) -> None:
             check(item, schema[0], f"{where}[{i}]")
     elif isinstance(schema, dict):
         assert isinstance(value, dict), f"{where}: expected a mapping"
+        fields = {key if key is str else key.rstrip("!"): kind for key, kind in schema.items()}
         for key, item in value.items():
-            assert str in schema or key in schema, f"{where}.{key}: no such field; there are {sorted(map(str, schema))}"
-            check(item, schema.get(key, schema.get(str)), f"{where}.{key}")
+            assert str in fields or key in fields, f"{where}.{key}: no such field; there are {sorted(map(str, fields))}"
+            check(item, fields.get(key, fields.get(str)), f"{where}.{key}")
+        for key in schema.keys() - fields.keys():
+            assert key.rstrip("!") in value, f"{where}.{key.rstrip('!')} is missing"
     elif isinstance(schema, frozenset):
         assert value in schema, f"{where}: {value!r} is not one of {sorted(schema)}"
     else:
@@ -159,16 +223,12 @@ def check_object(item: dict[str, Any], where: str) -> None:
     expected = "monitoring.coreos.com/v1" if kind == "PodMonitor" else "ray.io/v1"
     assert item["apiVersion"] == expected, where
     check_model(item["metadata"], "V1ObjectMeta", f"{where}.metadata")
-    check(item["spec"], schema["spec"], f"{where}.spec")
-    groups = [("headGroupSpec", g) for g in find(item, "headGroupSpec")]
-    groups += [("workerGroupSpecs", g) for found in find(item, "workerGroupSpecs") for g in found]
-    for name, value in [(kind, item["spec"]), *groups]:
-        for field in REQUIRED[name]:
-            assert field in value, f"{where}: {name}.{field} is missing"
-    for _, group in groups[1:]:
-        if "maxReplicas" in group:
-            replicas = group.get("replicas", 0)
-            assert group["minReplicas"] <= replicas <= group["maxReplicas"], f"{where}: replicas is {replicas}"
+    check(item["spec"], schema, f"{where}.spec")
+    for field in OURS.get(kind, ()):
+        assert field in item["spec"], f"{where}.spec.{field} is missing"
+    for group in (g for found in find(item, "workerGroupSpecs") for g in found):
+        replicas = group.get("replicas", 0)
+        assert group["minReplicas"] <= replicas <= group["maxReplicas"], f"{where}: replicas is {replicas}"
     job = item["spec"].get("jobTemplate", item["spec"])
     if "entrypoint" in job:
         assert ("rayClusterSpec" in job) != ("clusterSelector" in job), f"{where}: a cluster of its own, or another one"

@@ -44,7 +44,12 @@ def test_every_kubernetes_object_fits_its_schema():
         (lambda c: c["spec"]["workerGroupSpecs"][0].update(replicas="2"), "replicas: expected"),
         (lambda c: c["spec"]["authOptions"].update(mode="tokens"), "'tokens' is not one of"),
         (lambda c: c["spec"]["workerGroupSpecs"][0].update(replicas=9), "replicas is 9"),
-        (lambda c: c["spec"]["workerGroupSpecs"][0].pop("maxReplicas"), "workerGroupSpecs.maxReplicas is missing"),
+        (
+            lambda c: c["spec"]["workerGroupSpecs"][0].pop("maxReplicas"),
+            r"workerGroupSpecs\[0\].maxReplicas is missing",
+        ),
+        (lambda c: c["spec"].pop("rayVersion"), "spec.rayVersion is missing"),
+        (lambda c: c["spec"].update(gcsFaultToleranceOptions={}), "gcsFaultToleranceOptions.redisAddress is missing"),
         (lambda c: c["spec"]["headGroupSpec"]["template"]["spec"].update(container=[]), "V1PodSpec has no such field"),
         (
             lambda c: c["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["securityContext"].update(
