@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -136,15 +135,12 @@ def make_app(services: Services) -> FastAPI:
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        worker = JobsWorker(services)
-        task = asyncio.create_task(worker.work())
-        app.state.jobs = worker
+        app.state.jobs = JobsWorker(services)
         try:
             yield
         finally:
             services.stopping = True
-            worker.stop()
-            await task
+            await app.state.jobs.stop()
 
     app = FastAPI(
         title="memr1",

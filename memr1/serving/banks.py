@@ -366,7 +366,7 @@ class BankService(BankReader):
         return self._jobs.take(lease_s)
 
     def renew_job(self, job_id: str, lease_s: float) -> None:
-        """Somebody is still at a job."""
+        """Somebody is still at a job, for `lease_s` from now on; with 0 nobody is."""
         self._jobs.renew(job_id, lease_s)
 
     def finish_job(self, job: Job) -> None:

@@ -30,40 +30,51 @@ POLL_S = 2.0
 
 
 class JobsWorker:
-    """One job after the other. `poke` it when there is a new one."""
+    """One job after the other, from now on until `stop`. `poke` it when there is a new one."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._new = asyncio.Event()
         self._stopping = False
+        self._task = asyncio.create_task(self._work())
 
     def poke(self) -> None:
         """There may be something to do."""
         self._new.set()
 
-    def stop(self) -> None:
-        """End after the job at hand; the others stay for the next process."""
+    async def stop(self) -> None:
+        """Take no more jobs; they stay for the next process. So does the one at hand if it is not done in `timeout_s`:
+        what it has decided by then is kept, and not decided again."""
         self._stopping = True
         self._new.set()
+        await asyncio.wait({self._task}, timeout=self._services.settings.timeout_s)
+        self._task.cancel()
+        await asyncio.wait({self._task})
 
-    async def work(self) -> None:
-        """Until `stop`."""
+    async def _work(self) -> None:
         while not self._stopping:
             self._new.clear()
             job = None
             try:
                 job = await self._services.banks.call("take_job", LEASE_S)
                 if job is not None:
-                    renewing = asyncio.create_task(self._renew(job))
-                    try:
-                        await self._do(job)
-                    finally:
-                        renewing.cancel()
+                    await self._do_in_lease(job)
             except Exception:  # of the store: the job stays, and is tried again after its lease
                 logger.exception("a job could not be done now")
             if job is None and not self._stopping:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._new.wait(), POLL_S)
+
+    async def _do_in_lease(self, job: Job) -> None:
+        renewing = asyncio.create_task(self._renew(job))
+        try:
+            await self._do(job)
+        except asyncio.CancelledError:
+            renewing.cancel()
+            await self._services.banks.call("renew_job", job.id, 0.0)  # somebody else may begin at once
+            raise
+        finally:
+            renewing.cancel()
 
     async def _renew(self, job: Job) -> None:
         while True:

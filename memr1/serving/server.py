@@ -171,10 +171,10 @@ class Server(uvicorn.Server):
         class Patient(Connection):
             timeout_s = services.settings.body_timeout_s
 
-        self._services = services
+        self._services, self._app = services, make_app(services)
         super().__init__(
             uvicorn.Config(
-                make_app(services),
+                self._app,
                 host=host,
                 port=port,
                 http=Patient,
@@ -190,7 +190,8 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish what is under way; who comes meanwhile hears 503, and so does who asks `/readyz`."""
         self._services.stopping = True
+        jobs = asyncio.create_task(self._app.state.jobs.stop())
         end = time.monotonic() + self._services.settings.timeout_s + 1
-        while self._services.in_flight and not self.force_exit and time.monotonic() < end:
+        while (self._services.in_flight or not jobs.done()) and not self.force_exit and time.monotonic() < end:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)

@@ -85,6 +85,12 @@ def local_client(services: Services) -> TestClient:
     )
 
 
+def stop_jobs(client: TestClient) -> None:
+    """From now on jobs are only accepted."""
+    assert client.portal is not None
+    client.portal.call(client.app.state.jobs.stop)  # type: ignore[attr-defined]
+
+
 def make_services(
     folder: Path, script: Script | None = sensible, keys: KeyFile | None = None, **changes: Any
 ) -> Services:

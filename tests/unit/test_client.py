@@ -19,7 +19,7 @@ from memr1.errors import MemR1Error
 from memr1.memory.embed import load_embedder
 from memr1.memory.scopes import Scope
 from memr1.memory.store import BankStore
-from tests.unit.serving_cases import listening, make_services, sensible, serving
+from tests.unit.serving_cases import listening, make_services, sensible, serving, stop_jobs
 
 
 @pytest.fixture(params=["embedded", "service"])
@@ -203,7 +203,7 @@ def test_who_waits_too_short_for_accepted_work_is_told_and_it_is_done_all_the_sa
 
 def test_work_that_another_process_accepted_is_done_in_this_one(tmp_path: Path) -> None:
     with serving(tmp_path, None) as client:
-        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        stop_jobs(client)
         said = {"text": "Mara lives in Oslo.", "infer": False, "wait": False}
         job = client.post("/v1/banks/memories/memories", params={"user_id": "mara"}, json=said).json()
         assert job["state"] == "queued"

@@ -17,7 +17,16 @@ import pytest
 from memr1.serving.app import make_app
 from memr1.serving.keys import KeyFile
 from memr1.serving.proxy import JsonErrors
-from tests.unit.serving_cases import bearer, error_of, listening, local_client, make_services, sensible, serving
+from tests.unit.serving_cases import (
+    bearer,
+    error_of,
+    listening,
+    local_client,
+    make_services,
+    sensible,
+    serving,
+    stop_jobs,
+)
 
 NOTES = "/v1/banks/notes"
 MARA = {"user_id": "mara"}
@@ -279,7 +288,7 @@ def test_banks_in_memory_and_jobs_that_are_done_are_bounded(tmp_path: Path) -> N
         end = time.monotonic() + 20
         while client.get("/v1/banks/b11", params=MARA).status_code != 200:
             assert time.monotonic() < end
-        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        stop_jobs(client)
         shown = client.get("/metrics").text
         assert "memr1_banks_open 3.0" in shown and "memr1_index_lag_entries 3.0" in shown
         store = client.app.state.services.banks._service._store  # type: ignore[attr-defined]

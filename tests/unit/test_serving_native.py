@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
@@ -12,8 +13,8 @@ import pytest
 from starlette.testclient import TestClient
 
 from memr1.errors import MemR1Error
-from memr1.serving import jobs_worker
-from tests.unit.serving_cases import error_of, sensible, serving
+from memr1.serving import adding, jobs_worker
+from tests.unit.serving_cases import error_of, local_client, make_services, sensible, serving, stop_jobs
 
 BANK = "/v1/banks/notes"
 MARA = {"user_id": "mara"}
@@ -253,7 +254,7 @@ def test_an_accepted_job_survives_a_restart_and_is_done_once(tmp_path: Path) -> 
         return "nonsense" if stuck else sensible(prompt, request)
 
     with serving(tmp_path, script) as client:
-        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        stop_jobs(client)
         body = {"text": "Mara lives in Oslo.", "wait": False}
         accepted = client.post(f"{BANK}/memories", params=MARA, json=body)
         assert accepted.json()["state"] == "queued"
@@ -284,13 +285,40 @@ def test_a_job_whose_doer_was_killed_is_taken_up_at_once_and_one_that_is_worked_
         time.sleep(0.8)
         assert service.take_job(60) is None, "it is worked on"
         assert _done(client, accepted.headers["location"])["state"] == "done" and len(asked) == 1
-        client.app.state.jobs.stop()  # type: ignore[attr-defined]
+        stop_jobs(client)
         left = client.post(f"{BANK}/memories", params=MARA, json={**body, "text": "Ben sails."})
         while service.take_job(600) is None:  # by somebody who is killed then
             time.sleep(0.01)
     with serving(tmp_path) as client:
         assert _done(client, left.headers["location"])["state"] == "done"
         assert texts(client) == ["Mara lives in Oslo.", "Ben sails."]
+
+
+def test_a_job_that_is_not_done_when_the_service_stops_is_handed_back_and_finished_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = threading.Event()
+
+    async def half(services: Any, principal: Any, ref: Any, said: Any, **how: Any) -> Any:
+        await adding.add(services, principal, ref, said[:1], **how)
+        begun.set()
+        await asyncio.Event().wait()
+
+    services = make_services(tmp_path, timeout_s=1)
+    try:
+        with monkeypatch.context() as patch, local_client(services) as client:
+            patch.setattr(jobs_worker, "add", half)
+            said = [{"content": "Mara lives in Oslo."}, {"content": "Ben sails."}]
+            accepted = client.post(f"{BANK}/memories", params=MARA, json={"messages": said, "wait": False}).json()
+            assert begun.wait(20)
+        taken = services.banks._service.take_job(60)  # type: ignore[attr-defined]
+        assert taken is not None and taken.id == accepted["id"], "nobody has to wait for its lease to run out"
+    finally:
+        services.close()
+    with serving(tmp_path) as client:
+        assert _done(client, f"/v1/jobs/{accepted['id']}")["state"] == "done"
+        assert texts(client) == ["Mara lives in Oslo.", "Ben sails."]
+        assert client.get(BANK, params=MARA).json()["seq"] == 2, "what was decided before is not decided again"
 
 
 def test_rejections_have_the_status_that_fits(client: TestClient) -> None:

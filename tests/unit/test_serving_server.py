@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -14,6 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
+from memr1.memory.scopes import Scope
+from memr1.serving import adding, jobs_worker
 from memr1.serving.server import MAX_HEAD_BYTES
 from tests.unit.serving_cases import address, listening, make_services, running, sensible
 
@@ -67,6 +70,16 @@ def answer(client: socket.socket) -> bytes:
 def get(client: socket.socket, path: str) -> int:
     client.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     return int(answer(client).split()[1])
+
+
+def until_gone(url: str) -> None:
+    end = time.monotonic() + 20
+    while True:
+        try:
+            httpx.get(f"{url}/healthz")
+        except httpx.ConnectError:
+            return
+        assert time.monotonic() < end, "it still takes connections"
 
 
 @contextmanager
@@ -230,21 +243,22 @@ def test_what_is_wrong_with_a_request_never_answers_the_one_before(
 
     body = json.dumps({"question": "Where?", **MARA}).encode()
     services = make_services(tmp_path, slow, body_timeout_s=PATIENCE_S)
-    with listening(services) as url, connected(url) as client:
-        seed = {"text": "Mara lives in Oslo.", "infer": False}
+    seed = {"text": "Mara lives in Oslo.", "infer": False}
+    with listening(services) as url:
         assert httpx.post(f"{url}/v1/banks/notes/memories", params=MARA, json=seed).status_code == 200
-        head = "POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + second)
-        assert begun.wait(20)
-        client.settimeout(2.5 * PATIENCE_S)
-        with pytest.raises(TimeoutError):
-            client.recv(1)
-        client.settimeout(20)
-        go.set()
-        first, ok, rest = heard(client).partition(b'"Oslo"')
-        assert first.startswith(b"HTTP/1.1 200") and ok
-        at = rest.find(b"HTTP/1.1 ")
-        assert (refusal(rest[at:]) if at >= 0 else None) == then
+        with connected(url) as client:
+            head = "POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+            client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + second)
+            assert begun.wait(20)
+            client.settimeout(2.5 * PATIENCE_S)
+            with pytest.raises(TimeoutError):
+                client.recv(1)
+            client.settimeout(20)
+            go.set()
+            first, ok, rest = heard(client).partition(b'"Oslo"')
+            assert first.startswith(b"HTTP/1.1 200") and ok
+            at = rest.find(b"HTTP/1.1 ")
+            assert (refusal(rest[at:]) if at >= 0 else None) == then
 
 
 def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(tmp_path: Path) -> None:
@@ -281,10 +295,59 @@ def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(t
         go.set()
         asking.join(20)
         assert [(a.status_code, a.json()["answer"]) for a in answers] == [(200, "Oslo")]
+        until_gone(url)
+
+
+def test_a_service_that_stops_takes_no_new_jobs_and_the_next_one_does_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, at_job, answer_now, job_now = (threading.Event() for _ in range(4))
+
+    def slow(prompt: str, request: Any) -> str:
+        asked.set()
+        assert answer_now.wait(20)
+        return sensible(prompt, request)
+
+    async def slow_add(*arguments: Any, **how: Any) -> Any:
+        at_job.set()
+        assert await asyncio.to_thread(job_now.wait, 20)
+        return await adding.add(*arguments, **how)
+
+    monkeypatch.setattr(jobs_worker, "add", slow_add)
+    services = make_services(tmp_path, slow)
+    at = "/v1/banks/notes/memories"
+    with running(services) as server, httpx.Client(base_url=address(server), timeout=20) as client:
+        url = address(server)
+        said = {"text": "Mara lives in Oslo.", "infer": False}
+        assert client.post(at, params=MARA, json=said).status_code == 200
+        bodies = [{"text": f"fact {n}", "infer": False, "wait": False} for n in range(3)]
+        jobs = [client.post(at, params=MARA, json=body).json()["id"] for body in bodies]
+        question = {"question": "Where?", **MARA}
+        asking = threading.Thread(
+            target=httpx.post, args=(f"{url}/v1/answer",), kwargs={"json": question, "timeout": 20}
+        )
+        asking.start()
+        assert at_job.wait(20) and asked.wait(20)
+
+        def states() -> list[str]:
+            scope, service = Scope(tenant="local"), services.banks._service  # type: ignore[attr-defined]
+            return [service.job(scope, job).state for job in jobs]
+
+        server.should_exit = True
+        while client.get("/readyz").status_code == 200:
+            time.sleep(0.01)
+        job_now.set()
         end = time.monotonic() + 20
-        while True:
-            try:
-                httpx.get(f"{url}/healthz")
-            except httpx.ConnectError:
-                break
-            assert time.monotonic() < end, "it still takes connections"
+        while states()[0] != "done":
+            assert time.monotonic() < end, "what it has is finished"
+            time.sleep(0.01)
+        answer_now.set()
+        asking.join(20)
+        until_gone(url)
+        assert states() == ["done", "queued", "queued"]
+    with listening(make_services(tmp_path)) as url, httpx.Client(base_url=url, timeout=20) as client:
+        while client.get(f"/v1/jobs/{jobs[2]}").json()["state"] != "done":
+            assert time.monotonic() < end + 20
+            time.sleep(0.01)
+        found = client.get(at, params=MARA).json()["memories"]
+        assert [m["text"] for m in found] == ["Mara lives in Oslo.", "fact 0", "fact 1", "fact 2"]
