@@ -3,7 +3,8 @@
 Clients add (verbatim, as jobs, and through the manager), search for what they added, ask, listen to streams, break off
 and send nonsense, one request after the other. In the first half of the time processes are killed with SIGKILL and
 come back: the service itself under uvicorn, owner, model and gateway on Ray Serve. The second half is left alone, so
-that memory and open files can be seen to be flat. Then every bank is read and compared with what was acknowledged.
+that memory and open files can be seen to be flat, and what is still held some seconds after the load, beside what there
+was at first. Then every bank is read and compared with what was acknowledged.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ PER_BANK = 200
 """Entries of a writer's bank before it turns to the next one, so that old banks can leave memory."""
 SETTLED_S = 60.0
 """A process is judged flat when it has lived at least so long."""
+IDLE_S = 10.0
+"""Memory is looked at once more so long after the last client has ended."""
 GROWTH = 0.05
 """Growth of memory between the second and the last quarter of a life that still counts as flat, and 16 MiB."""
 
@@ -69,6 +72,8 @@ class Life:
     role: str
     born: float
     rss: list[int] = field(default_factory=list)
+    idle_rss: int | None = None
+    """After the load; None for a process that had ended before."""
     files: list[int] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
 
@@ -263,6 +268,14 @@ async def watch(service: Service, lives: dict[int, Life], seconds: float) -> Non
         await asyncio.sleep(0.5)
 
 
+async def look_when_idle(service: Service, lives: dict[int, Life]) -> None:
+    """Note what memory every process still has when nobody has asked for anything for a while."""
+    await asyncio.sleep(IDLE_S)
+    for process in service.processes().values():
+        if process.pid in lives:
+            lives[process.pid].idle_rss = process.memory_info().rss
+
+
 async def kill_in_turn(service: Service, seen: Seen, seconds: float, kills: int) -> list[tuple[float, str, float]]:
     """(second, role, seconds until the next acknowledged write) of each kill, in the first half of the time."""
     begun, done = time.monotonic(), []
@@ -341,6 +354,7 @@ def soak(service: Service, seconds: float, kills: int) -> bool:
         await watching
         load.stop()
         await clients
+        await look_when_idle(service, lives)
         return await compare(service.url, seen)
 
     found = asyncio.run(all_of_it())
@@ -352,14 +366,17 @@ def soak(service: Service, seconds: float, kills: int) -> bool:
     print(f"without an answer: {json.dumps(seen.broken)}")
     for at, role, away in killed:
         print(f"killed at {at:6.1f} s: {role:<8} next acknowledged write after {away:5.2f} s")
-    print(f"\n{'process':<10}{'lived s':>9}{'MiB early':>11}{'late':>8}{'files early':>13}{'late':>6}   flat")
+    memory = f"{'MiB at first':>14}{'early':>8}{'late':>8}{'idle':>8}"
+    print(f"\n{'process':<10}{'lived s':>9}{memory}{'files early':>13}{'late':>6}   flat")
     for life in lives.values():
         q = max(1, len(life.at) // 4)
-        early, late = (np.median(part) / 2**20 for part in (life.rss[q : 2 * q] or life.rss, life.rss[-q:]))
+        early, late = (np.median(part) for part in (life.rss[q : 2 * q] or life.rss, life.rss[-q:]))
+        sizes = "".join(f"{size / 2**20:>8.1f}" for size in (life.rss[0], early, late))
+        idle = "-" if life.idle_rss is None else f"{life.idle_rss / 2**20:.1f}"
         files = max(life.files[q : 2 * q] or life.files), max(life.files[-q:])
         said = {None: "-", True: "yes", False: "NO"}[flat(life)]
         lived = life.at[-1] - life.born
-        print(f"{life.role:<10}{lived:>9.1f}{early:>11.1f}{late:>8.1f}{files[0]:>13}{files[1]:>6}   {said}")
+        print(f"{life.role:<10}{lived:>9.1f}{sizes:>30}{idle:>8}{files[0]:>13}{files[1]:>6}   {said}")
     # a manager that is not trained writes what nobody can read, and 422 says so
     answered = Counter(kind for kind, status in seen.statuses if status < 400 or (kind, status) == ("manager add", 422))
     never = [kind for kind in seen.seconds if not answered[kind] and kind != "nonsense"]

@@ -215,6 +215,9 @@ def test_under_load_and_kills_nothing_acknowledged_is_lost_or_doubled_and_errors
     for what in ("applied more than once: 0", "acknowledged and not found by a search: 0", "not JSON: 0"):
         assert what in printed
     assert printed.count("killed at") == 2
+    lives = [line.split() for line in printed.splitlines() if line.startswith("service ")]
+    idle = [life[5] for life in lives]
+    assert idle[:-1] == ["-"] * 2 and float(idle[-1]) > 10, "memory after the load, of the process that is left"
 
 
 @pytest.mark.slow
