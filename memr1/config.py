@@ -292,8 +292,8 @@ class EvaluationConfig:
         "trained",
     )
     """Rows of the table, see `memr1 eval --help`."""
-    retrieval_top_k: int = 5
-    """Turns retrieved by the `bm25` and `embedding` baselines."""
+    retrieval_top_k: int = 0
+    """Turns shown by `bm25`, `embedding` and `hybrid`; 0 is `memory.answerer_top_k`, the budget of all systems."""
     at_end: bool = True
     """Evaluate when training is done."""
 
@@ -380,6 +380,11 @@ class Config:
     def run_dir(self) -> Path:
         """Folder of this run on this machine; for an `output` on an object store, its working copy."""
         return local_path(self.output) / self.name
+
+    @property
+    def turns_shown(self) -> int:
+        """Turns that baselines which retrieve raw turns show for a question."""
+        return self.evaluation.retrieval_top_k or self.memory.answerer_top_k
 
     @property
     def cache_dir(self) -> Path:

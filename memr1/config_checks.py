@@ -48,7 +48,7 @@ AT_LEAST_ONE: dict[str, tuple[str, ...]] = {
     ),
     "learner": ("num_learners", "max_tokens_per_microbatch"),
     "memory": ("manager_top_k", "answerer_top_k"),
-    "evaluation": ("num_worlds", "retrieval_top_k"),
+    "evaluation": ("num_worlds",),
     "checkpoint": ("every_steps", "keep"),
 }
 
@@ -163,6 +163,8 @@ def validate(config: Config, source: str = "config") -> None:
     need(config.data.window >= 0, "data.window", f"must be at least 0, is {config.data.window}")
     need(config.seed >= 0, "seed", f"must be at least 0, is {config.seed}")
     need(config.model.dtype in ("auto", "float32", "bfloat16"), "model.dtype", "must be auto, float32 or bfloat16")
+    shown = config.evaluation.retrieval_top_k
+    need(shown >= 0, "evaluation.retrieval_top_k", f"must be at least 0, is {shown}; 0 takes memory.answerer_top_k")
     need(bool(config.evaluation.systems), "evaluation.systems", "names no system; see `memr1 eval --list-systems`")
     for i, stage in enumerate(config.stages):
         need(stage.warmup_steps >= 0, f"stages.{i}.warmup_steps", f"must be at least 0, is {stage.warmup_steps}")

@@ -22,7 +22,7 @@ from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.scores import TEXT_MEASURES
 from memr1.evaluation.statistics import Interval
 from memr1.evaluation.systems import UNTRAINED, WARM, System, get_system
-from memr1.evaluation.table import format_interval, rich_table
+from memr1.evaluation.table import format_interval, notes, rich_table
 from memr1.rollout.judge import LLMJudge
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
@@ -131,6 +131,8 @@ def evaluate(
     if not rows:
         raise MemR1Error(f"{config.run_dir}: no system can be evaluated on {benchmark}; {'; '.join(lacks)}")
     console.print(rich_table(rows, title=f"{benchmark}, {questions} questions"))
+    for note in notes(rows):
+        console.print(note, soft_wrap=True, markup=False)
     return rows
 
 

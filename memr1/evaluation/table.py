@@ -108,6 +108,18 @@ def memory_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What must be known to read the table: whose judge it was, what was left out, and whose prompts were cut."""
+    said = list(dict.fromkeys(f"{row.judge}." for row in rows if row.judge))
+    for row in rows:
+        if row.unscored:
+            said.append(f"{row.system}: {row.unscored} questions without a gold answer were left out.")
+        if row.prompts_cut:
+            cut = f"{row.prompts_cut} of {row.n} prompts"
+            said.append(f"{row.system}: {cut} were cut to fit rollout.max_prompt_tokens.")
+    return said
+
+
 def format_interval(interval: Interval | None) -> str:
     """`41.2 [38.5, 43.9]` in percent; `–` where there is no result."""
     if interval is None:

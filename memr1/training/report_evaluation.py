@@ -13,7 +13,7 @@ from memr1.errors import MemR1Error
 from memr1.evaluation.comparison import compare
 from memr1.evaluation.predictions import load_predictions
 from memr1.evaluation.rows import Row
-from memr1.evaluation.table import cost_cells, failure_cells, memory_cells, table_cells
+from memr1.evaluation.table import cost_cells, failure_cells, memory_cells, notes, table_cells
 from memr1.training import report_evaluation_plots as plots
 
 
@@ -96,12 +96,6 @@ def describe(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row
         path = folder / f"evaluation-{slug}-steps.png"
         plots.draw_progress(repeated, metric, path)
         figures.append(Figure(f"{name}: {metric} during training", "Bands are 95 % intervals.", path))
-    notes = list(dict.fromkeys(f"{row.judge}." for row in final if row.judge))
-    for row in final:
-        if row.unscored:
-            notes.append(f"{row.system}: {row.unscored} questions without a gold answer were left out.")
-        if row.prompts_cut:
-            notes.append(f"{row.system}: {row.prompts_cut} of {row.n} prompts were cut to fit their budget.")
     header, body = table_cells(final)
     return Benchmark(
         name=name,
@@ -109,7 +103,7 @@ def describe(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row
         body=body,
         tables=_tables(final, metric),
         figures=figures,
-        notes=notes,
+        notes=notes(final),
         comparisons=_comparisons(run_dir / "predictions" / name, list(systems), metric),
     )
 

@@ -128,7 +128,7 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("stages=[{prompts_per_step: -1}]", "stages.0.prompts_per_step: must be at least 0, is -1"),
         ("rollout.resample_rounds=-1", "rollout.resample_rounds: must be at least 0"),
         ("algo.kl_coef=-0.1", "algo.kl_coef: must be at least 0"),
-        ("evaluation.retrieval_top_k=0", "evaluation.retrieval_top_k: must be at least 1"),
+        ("evaluation.retrieval_top_k=-1", "evaluation.retrieval_top_k: must be at least 0"),
         ("evaluation.systems=[traned]", "evaluation.systems: no system 'traned'; did you mean trained?"),
         ("data.factworld.num_worlds=0", "data.factworld.num_worlds is 0"),
         ("model.lora.rank=0", "lora: rank >= 1"),

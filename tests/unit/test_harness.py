@@ -83,6 +83,12 @@ def test_no_memory_shows_nothing() -> None:
     assert {p.evidence_recall for p in predictions} == {0.0, None}
 
 
+@pytest.mark.parametrize("name", ["bm25", "embedding", "hybrid", "add-everything"])
+def test_turns_and_entries_share_one_budget(name: str) -> None:
+    predictions, _, _ = run(name, "memory.answerer_top_k=6")
+    assert max(len(p.retrieved) for p in predictions) == 6
+
+
 @pytest.mark.parametrize("name", ["bm25", "embedding"])
 def test_retrieval_over_turns_shows_k_of_them_best_first(name: str) -> None:
     predictions, _, _ = run(name, "evaluation.retrieval_top_k=3")
@@ -285,6 +291,12 @@ def test_rows_and_predictions_are_kept_in_the_run_folder(tmp_path: Path) -> None
     assert [(r["system"], r["step"], r["n"]) for r in logged] == [("bm25", 9, 14), ("trained", 9, 14)]
     kept = load_predictions(config.run_dir / "predictions" / "factworld" / "trained.jsonl")
     assert [p.question_id for p in kept] == [q.id for q in QUESTIONS]
+
+
+def test_the_table_says_whose_prompts_were_cut(tmp_path: Path) -> None:
+    _, _, said, _ = table(tmp_path, ["bm25", "full-context"], "rollout.max_prompt_tokens=1200")
+    cut = f"full-context: {len(QUESTIONS)} of {len(QUESTIONS)} prompts were cut to fit rollout.max_prompt_tokens."
+    assert cut in said and said.count("prompts were cut") == 1
 
 
 def test_oracle_systems_are_left_out_where_there_is_no_oracle(tmp_path: Path) -> None:

@@ -66,6 +66,12 @@ def test_a_preset_goes_through_the_dry_run_on_its_hardware(name: str, tmp_path: 
     assert sorted(p.name for p in tmp_path.iterdir()) == ["talk.json", "teacher.jsonl"]
 
 
+@pytest.mark.parametrize("path", [*PRESETS.glob("*.yaml"), PRESETS.parent / "train_local.yaml"], ids=lambda p: p.stem)
+def test_every_system_of_a_preset_shows_as_many_memories(path: Path) -> None:
+    config = load_config(path, [])
+    assert config.turns_shown == config.memory.answerer_top_k
+
+
 @pytest.mark.parametrize(("name", "gpus"), [("llama31_8b_8gpu", "8x40"), ("qwen25_3b_1gpu", "1x24")])
 def test_a_preset_is_refused_where_it_does_not_fit(name: str, gpus: str, tmp_path: Path) -> None:
     with pytest.raises(MemR1Error, match="GiB and has"):

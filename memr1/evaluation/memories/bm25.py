@@ -12,6 +12,6 @@ from memr1.memory.bm25 import BM25Retriever
 def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
     """See `Build`."""
     yield from ()
-    entries, k = turn_entries(dialogue), world.config.evaluation.retrieval_top_k
+    entries, k = turn_entries(dialogue), world.config.turns_shown
     retriever = BM25Retriever([e.text for e in entries])
     return of_turns(dialogue, entries, lambda question: [i for i, _ in retriever.query(question, k)])

@@ -14,7 +14,7 @@ from memr1.memory.types import MemoryEntry
 def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
     """See `Build`."""
     yield from ()
-    entries, k = turn_entries(dialogue), world.config.evaluation.retrieval_top_k
+    entries, k = turn_entries(dialogue), world.config.turns_shown
     rank = nearest(entries, world)
     return of_turns(dialogue, entries, lambda question: rank(question)[:k])
 

@@ -14,7 +14,7 @@ from memr1.memory.fusion import fuse
 def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
     """See `Build`."""
     yield from ()
-    entries, k = turn_entries(dialogue), world.config.evaluation.retrieval_top_k
+    entries, k = turn_entries(dialogue), world.config.turns_shown
     retriever, rank = BM25Retriever([e.text for e in entries]), nearest(entries, world)
 
     def fused(question: str) -> list[int]:
