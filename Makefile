@@ -127,8 +127,10 @@ types: $(STAMP) ## Check types: mypy on memr1
 	$(call say,mypy)
 	@$(BIN)/mypy
 
-bench: model ## Run every benchmark in benchmarks (ARGS is passed to each)
-	@for b in $(filter-out $(addprefix benchmarks/,trl_step.py gpu_check.py vllm_decode.py simulated_actors.py simulated_cluster.py),$(wildcard benchmarks/*.py)); do printf '\033[1m==> %s\033[0m\n' "$$b"; $(BIN)/python "$$b" $(ARGS); done
+# Others read a run (overheads.py, poisoning.py), want a GPU (gpu_check.py) or another environment (trl_step.py).
+BENCHMARKS := bank controller cpu_products grpo_step scaling serving
+bench: model ## Run the benchmarks that need nothing but this machine, each with its defaults
+	@for b in $(BENCHMARKS); do printf '\033[1m==> benchmarks/%s.py\033[0m\n' "$$b"; $(BIN)/python benchmarks/$$b.py; done
 
 TRL := build/trl
 bench-trl: model ## Run the benchmark of a GRPO step beside TRL's trainer (ARGS='--group-size 8 --max-new-tokens 16')

@@ -217,6 +217,15 @@ def test_make_eval_locomo_asks_for_the_file(tmp_path):
     assert f"LOCOMO={tmp_path}/gone does not exist" in make(*common, f"LOCOMO={tmp_path}/gone").stderr
 
 
+def test_every_benchmark_is_run_by_make_bench_or_needs_more_than_a_machine():
+    run = set(re.search(r"^BENCHMARKS := (.*)$", (ROOT / "Makefile").read_text(), re.M).group(1).split())
+    programs = {p.stem: p.read_text() for p in (ROOT / "benchmarks").glob("*.py") if "__main__" in p.read_text()}
+    assert run | {"gpu_check", "overheads", "poisoning", "trl_step", "vllm_decode"} == set(programs)
+    named = re.compile(r"""add_argument\(\s*["'][^-"'](?!.*nargs="\?")""")
+    assert [name for name in sorted(run) if named.search(programs[name])] == [], "they are started without arguments"
+    assert named.search(programs["overheads"])
+
+
 def test_the_ci_script_is_executable_and_stops_at_the_first_failure():
     path = ROOT / ".ci" / "run"
     assert os.access(path, os.X_OK)
