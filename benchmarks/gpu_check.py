@@ -68,7 +68,7 @@ def step(name: str, source: str, quick: bool) -> dict[str, Any]:
     t = measured(bench_of(source, 16, 16384, 1), prompts, length, group, new, shared=True)
     at = t["prompt_tokens"]
     written = t["decode_tokens"] / (prompts * group)
-    update = prompts * group_operations(arch, at, group, written, shared=True)
+    update = prompts * group_operations(arch, at, group, written, shared=True, lora=True)
     prefill = forward_operations(arch, round(t["prefill_tokens"]), round(prompts * at * at), prompts)
     return {
         "model": name,

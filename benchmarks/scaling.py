@@ -70,8 +70,8 @@ def growth(model: str, rank: int, quick: bool) -> None:
         t = measured(bench, prompts, length, group, new, shared=True)
         at = t["prompt_tokens"]
         written = t["decode_tokens"] / (prompts * group)
-        flops = prompts * group_operations(arch, at, group, written, shared=True)
-        apart = prompts * group_operations(arch, at, group, written, shared=False)
+        flops = prompts * group_operations(arch, at, group, written, shared=True, lora=True)
+        apart = prompts * group_operations(arch, at, group, written, shared=False, lora=True)
         print(
             f"{at:6.0f} {group:6d} {new:4d} {t['prefill_s']:10.2f} {t['decode_s']:9.2f} {t['update_s']:9.2f} "
             f"{t['total_s']:8.2f} {flops / 1e9:13.2f} {flops / t['update_s'] / peak:8.0%} {apart / 1e9:22.2f}",
@@ -79,12 +79,12 @@ def growth(model: str, rank: int, quick: bool) -> None:
         )
 
 
-def group_operations(arch: Architecture, prompt: float, group: int, new: float, shared: bool) -> int:
+def group_operations(arch: Architecture, prompt: float, group: int, new: float, *, shared: bool, lora: bool) -> int:
     """Operations of the update on one group."""
     p, c = round(prompt), round(new)
     if shared:
-        return update_operations(arch, p + group * c, packed_pairs(p, group, c), group * c)
-    return update_operations(arch, group * (p + c), group * packed_pairs(p, 1, c), group * c)
+        return update_operations(arch, p + group * c, packed_pairs(p, group, c), group * c, lora)
+    return update_operations(arch, group * (p + c), group * packed_pairs(p, 1, c), group * c, lora)
 
 
 def decode(model: str, rank: int, quick: bool, vllm: str | None) -> None:
@@ -215,25 +215,25 @@ def predict(arch: Architecture, work: Workload, gpus: int, gpu: Gpu, lora: bool,
     """Seconds by phase on some GPUs that hold one runner and one learner rank each and take turns.
 
     The group of a prompt is decoded by one GPU. Decoding reads all weights once for each token of a batch, and each
-    sample's own cache. The weights go to every GPU once in a step, whatever the number of GPUs (a broadcast in a ring).
+    sample's own cache. What is trained goes to every GPU once in a step, whatever the number of GPUs: as float32
+    through Ray's object store, since NCCL takes no two processes on one GPU.
     """
     prompts = max(work.prompts / gpus, 1.0)  # a group is not divided: more GPUs than prompts wait
     samples = prompts * work.group
     tokens = work.prompt_tokens
     prefill = prompts * forward_operations(arch, tokens, tokens * tokens // 2, 1)
-    update = prompts * group_operations(arch, tokens, work.group, work.new_tokens, shared=True)
+    update = prompts * group_operations(arch, tokens, work.group, work.new_tokens, shared=True, lora=lora)
     cache = (tokens + work.new_tokens / 2) * arch.layers * arch.kv_width * width
     read = arch.parameters * width + samples * cache
     compute = samples * forward_operations(arch, 1, tokens + work.new_tokens // 2, 1)
-    pushed = (arch.adapter_parameters * 4) if lora else arch.parameters * width
-    gradients = 2 * (arch.adapter_parameters * 4 if lora else arch.parameters * 4) * (gpus > 1)
+    trained = 4 * (arch.adapter_parameters if lora else arch.parameters)  # bytes, as float32
     return {
         "prefill": prefill / gpu.flops / gpu.matrix_share,
         "decode": work.new_tokens
         * max(read / gpu.bytes_per_s / gpu.memory_share, compute / gpu.flops / gpu.matrix_share),
         "update": update / gpu.flops / gpu.matrix_share,
-        "all-reduce": gradients / gpu.network_bytes_per_s,
-        "sync": pushed / gpu.network_bytes_per_s,
+        "all-reduce": 2 * trained * (gpus > 1) / gpu.network_bytes_per_s,
+        "sync": trained / gpu.network_bytes_per_s,
     }
 
 

@@ -129,11 +129,11 @@ def forward_operations(arch: Architecture, tokens: int, pairs: int, scored: int,
     return 2 * tokens * weights + attention + 2 * scored * arch.hidden * arch.vocabulary
 
 
-def update_operations(arch: Architecture, tokens: int, pairs: int, scored: int, lora: bool = True) -> int:
+def update_operations(arch: Architecture, tokens: int, pairs: int, scored: int, lora: bool) -> int:
     """Floating-point operations of a forward and a backward pass; arguments as in `forward_operations`.
 
     The backward pass takes as much again for the gradient of the activations, and again for that of the weights, which
-    with LoRA are those of the adapter alone.
+    with LoRA are those of the adapter alone; without it, of all linear layers and the head.
     """
     forward = forward_operations(arch, tokens, pairs, scored, adapter=lora)
     weights = arch.adapter_parameters if lora else arch.linear_parameters

@@ -111,6 +111,10 @@ def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted()
     assert shared < 2 and unshared > 3, "a group's prompt is computed once"
     (marked,) = (line for line in lines if "7B" in line)
     assert marked.startswith("PREDICTION, not measured")
+    lora, full = (next(line.split() for line in lines if line.startswith(f"{w} ")) for w in ("lora", "full"))
+    assert lora[1:3] == full[1:3] == ["8", "128"]
+    assert 1.3 < float(full[5]) / float(lora[5]) < 1.5, "all weights get a gradient of their own"
+    assert float(full[7]) == pytest.approx(7.6e9 * 4 / 50e9, rel=0.01), "float32 through the object store"
 
 
 def test_overheads_are_what_is_left_of_steps_after_the_model(tmp_path: Path) -> None:

@@ -42,10 +42,21 @@ def test_an_update_of_an_adapter_takes_what_the_formula_says(policies: PolicyMod
     with policies.use("manager"), FlopCounterMode(display=False) as counter:
         passed(policies, "manager").sum().backward()
     arch = describe("tiny-random", LORA)
-    expected = update_operations(arch, ROWS * LENGTH, ROWS * LENGTH**2, ROWS * SCORED)
+    expected = update_operations(arch, ROWS * LENGTH, ROWS * LENGTH**2, ROWS * SCORED, lora=True)
     counted = counter.get_total_flops()
     # the first layer needs no gradient for what it reads, and attention is computed again in the backward pass
     assert expected == pytest.approx(counted, rel=0.15)
+
+
+def test_an_update_of_all_weights_takes_what_the_formula_says() -> None:
+    policies = PolicyModel.create("tiny-random", ("manager",), "full", device="cpu")
+    policies.train_only("manager")
+    with policies.use("manager"), FlopCounterMode(display=False) as counter:
+        passed(policies, "manager").sum().backward()
+    arch, pairs = describe("tiny-random", LORA), ROWS * LENGTH**2
+    again = 4 * pairs * arch.query_width * arch.layers  # attention is computed again in the backward pass
+    expected = update_operations(arch, ROWS * LENGTH, pairs, ROWS * SCORED, lora=False)
+    assert counter.get_total_flops() == expected + again
 
 
 def test_a_packed_row_computes_the_square_of_all_its_tokens() -> None:
