@@ -252,7 +252,8 @@ class StageConfig:
     """For `sft`: folder of a run, or JSON-lines file, with completions of a teacher to clone (docs/reproducing.md); the
     oracle's demonstrations if not set."""
     traces_min_reward: float = 1.0
-    """Least reward of a trace that is cloned, where it has one."""
+    """Least reward of a trace that is cloned, where it has one; in a run's rollouts before `memory.pressure` is taken
+    off."""
     evidence_reward: float = 0.0
     """Of an answerer: the weight in the reward of the F1 of the selected memories against those shown that hold
     evidence. 0 is the paper's outcome-only reward."""

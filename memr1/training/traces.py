@@ -18,8 +18,9 @@ from memr1.training.runlog import read_jsonl, rollout_files
 def read_traces(path: str, role: str, codec: ChatCodec, min_reward: float) -> list[TrainSequence]:
     """Completions of a role to clone, from a run folder or a JSON-lines file.
 
-    Of a run folder: every trainable step of the role that ended by itself and could be read, in rollouts that were paid
-    at least `min_reward`. Its prompts must have been written with this tokenizer.
+    Of a run folder: every trainable step of the role that ended by itself, could be read and was carried out, in
+    rollouts that were paid at least `min_reward` before `memory.pressure` was taken off: under it the right decision
+    that adds is paid less than the right one that does not. Its prompts must have been written with this tokenizer.
     Of a file: lines of `role`, `messages` (chat messages with `role` and `content`), `completion`, and optionally
     `reward`, so that the teacher may be any model; lines of other roles, and those paid less, are left out.
     Raises MemR1Error naming file, line and field, and when nothing is left.
@@ -41,11 +42,14 @@ def _of_run(folder: Path, role: str, codec: ChatCodec, min_reward: float) -> Ite
         raise MemR1Error(f"{folder}: holds no rollouts; name the folder of a run, or a JSON-lines file of traces")
     for path in files.values():
         for number, record in enumerate(read_jsonl(path), start=1):
-            if record.get("reward") is None or record["reward"] < min_reward:
+            if record.get("reward") is None:
+                continue
+            if round(record["reward"] - record["reward_parts"].get("pressure", 0.0), 9) < min_reward:
                 continue
             for step in record["steps"]:
-                usable = step["finish_reason"] == "stop" and "error" not in step["parsed"]
-                if step["role"] != role or not step["trainable"] or not usable:
+                parsed = step["parsed"]
+                carried_out = "error" not in parsed and all(o["ok"] for o in parsed.get("operations", ()))
+                if step["role"] != role or not step["trainable"] or step["finish_reason"] != "stop" or not carried_out:
                     continue
                 prompt = tuple(codec.tokenizer(step["prompt_text"], add_special_tokens=False)["input_ids"])
                 if len(prompt) != step["prompt_tokens"]:

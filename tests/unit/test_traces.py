@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from memr1.envs.answering import AnswerTask, play_answers
+from memr1.envs.deciding import DecisionTask, LinkedQuestion, play_decisions
 from memr1.envs.episode import Failure, Speaker, drive
 from memr1.errors import MemR1Error
+from memr1.memory.bank import MemoryBank
 from memr1.memory.types import Provenance
 from memr1.rewards.base import make_reward
 from memr1.training.metrics import rollout_metrics
 from memr1.training.runlog import RunLog
 from memr1.training.traces import read_traces
 from memr1.trajectory import Trajectory
-from tests.unit.scripted import ScriptedEngine, entry, make_world, tokenizer
+from tests.unit.scripted import ScriptedEngine, entry, is_answerer, make_world, tokenizer
 
 CODEC = make_world().agents.codec
 ENTRIES = tuple(entry(n, f"Fact {n}", provenance=Provenance(turn_ids=(str(n),))) for n in (1, 2, 3, 4))
@@ -102,6 +104,27 @@ def test_of_a_run_the_paid_and_readable_steps_of_the_role_are_cloned(tmp_path: P
     assert len(read_traces(str(run), "answerer", CODEC, 0.0)) == 3  # never what could not be read
     with pytest.raises(MemR1Error, match=r"no trace of the manager with a reward of at least 1"):
         read_traces(str(run), "manager", CODEC, 1.0)
+
+
+def test_a_right_decision_that_adds_is_cloned_though_pressure_is_taken_off_its_reward(tmp_path: Path) -> None:
+    world = make_world("memory.pressure=0.17", "memory.on_reject=skip")
+    bank = MemoryBank("w", world.embedder)
+    question = LinkedQuestion("Where does Ana live?", "Rome", "c")
+    task = DecisionTask("t", bank.snapshot(), ("Ana lives in Rome",), None, "D1:1", "Ana", (question,))
+    decisions = iter(["ADD Ana lives in Rome", "NOOP", "ADD Ana lives in Rome\nDELETE 9"])
+
+    def script(prompt: str, request: Any) -> str:
+        if is_answerer(prompt):
+            return f"Use: none\nAnswer: {'Rome' if 'Ana lives in Rome' in prompt else 'unknown'}"
+        return next(decisions)
+
+    learner = Speaker("manager", 1.0, trainable=True)
+    episode = play_decisions(task, world, learner, Speaker("answerer"), make_reward("em_set"), (1, 2, 3))
+    (played,) = drive([episode], ScriptedEngine(script))
+    assert not isinstance(played, Failure), played
+    assert [t.reward for t in played] == pytest.approx([0.83, 0.0, 0.83])
+    traces = read_traces(str(saved(tmp_path / "run", played)), "manager", world.agents.codec, 1.0)
+    assert [text(t.completion_ids) for t in traces] == ["ADD Ana lives in Rome"]  # the last named an unknown entry
 
 
 def test_a_run_of_another_tokenizer_is_refused(tmp_path: Path) -> None:
