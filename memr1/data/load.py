@@ -62,7 +62,7 @@ def load_dialogues(
 
     kind: a key of `SOURCES`. `factworld` is generated from `factworld` with its split set to `split`, the others are
         read from `path`. A JSON Lines file is split by its dialogues' `metadata.split`; where none has one, every split
-        is the whole file.
+        is the whole file: what trains and what evaluates are then told apart by `memr1.training.worlds`.
     adversarial, audit: for LoCoMo only, see `read_locomo`.
     Raises MemR1Error for an unknown kind or split, a missing or malformed file and an empty split.
     """

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from memr1.config import Config
 from memr1.config_file import load_config
-from memr1.data.load import get_source, load_dialogues
+from memr1.data.load import get_source
 from memr1.data.types import Dialogue
 from memr1.errors import MemR1Error
 from memr1.evaluation.judging import judge_predictions, unjudged
@@ -27,7 +27,7 @@ from memr1.rollout.judge import LLMJudge
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation, read_info
-from memr1.training.worlds import held_out_worlds
+from memr1.training.worlds import evaluation_dialogues, held_out_worlds
 
 EVALUATED = "evaluated_with"
 """Fact of `run.json`: the evaluation settings under which the table of the run was finished."""
@@ -212,17 +212,14 @@ def evaluate_folder(
     systems = systems or config.evaluation.systems
     for name in systems:
         get_system(name)  # before models are loaded
-    if benchmark == "factworld":
-        dialogues = held_out_worlds(config, split)
-    else:
-        dialogues = load_dialogues(
-            benchmark,
-            str(path) if path else None,
-            split,
-            config.data.factworld,
-            adversarial=adversarial,
-            audit=str(audit) if audit else None,
-        )
+    dialogues = evaluation_dialogues(
+        config,
+        benchmark,
+        str(path) if path else None,
+        split,
+        adversarial=adversarial,
+        audit=str(audit) if audit else None,
+    )
     if judged and config.judge is None:
         raise MemR1Error("--judge needs a model that judges; add --set judge.url=... --set judge.model=...")
     checkpoints = committed(run_dir)

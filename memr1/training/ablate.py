@@ -36,6 +36,7 @@ from memr1.training.checkpoints import branch, committed, load_state
 from memr1.training.folders import owned
 from memr1.training.loop import seed_strides
 from memr1.training.runlog import METRICS_FILE, read_evaluation
+from memr1.training.worlds import evaluation_dialogues
 
 ARMS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
     ("neither", (), True),
@@ -221,6 +222,8 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
     for n, run in enumerate(runs):
         if _is_evaluated(run, wanted[run.run_dir], label):
             continue
+        if kind != "factworld":  # what cannot be evaluated on is found out before it is trained for
+            evaluation_dialogues(run, kind, run.data.path, split)
         _branch_off(run, runs[:n])
         train(run, resume="auto", console=console)
         done = committed(run.run_dir)

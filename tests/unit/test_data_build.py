@@ -25,11 +25,12 @@ from memr1.envs.ingesting import ingest_without_model, replay
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank
 from memr1.training import data_build
+from memr1.training.ablate import Study, ablate
 from memr1.training.data_report import last_evidence
 from memr1.training.tasks import TrainTask, build_tasks, task_prompt
 from memr1.training.traces import read_traces
 from memr1.training.tuples import settings_of
-from memr1.training.worlds import training_dialogues
+from memr1.training.worlds import evaluation_dialogues, training_dialogues
 from tests.unit.scripted import ScriptedEngine, fact_worlds, make_config, make_world
 
 DAY = datetime(2024, 3, 2, 10, 0)
@@ -291,6 +292,39 @@ def test_nobody_trains_on_a_held_out_conversation(tmp_path: Path, name: str, spl
         training_dialogues(config_of(tmp_path, [talk("mine"), talk(name)]))
     marked = [replace(talk("mine"), metadata={"split": "train"}), replace(talk(name), metadata={"split": split})]
     assert [d.id for d in training_dialogues(config_of(tmp_path, marked))] == ["mine"]
+
+
+@pytest.mark.parametrize("source", ["longmemeval", "msc", "automemorybench"])
+def test_nobody_trains_on_a_dataset_for_evaluation_that_was_exported(tmp_path: Path, source: str) -> None:
+    exported = replace(talk("other"), metadata={"dataset": source})
+    with pytest.raises(MemR1Error, match=rf"other comes from {source} \(metadata.dataset\), .*for evaluation only"):
+        training_dialogues(config_of(tmp_path, [talk("mine"), exported]))
+    own = replace(talk("mine"), metadata={"dataset": "ours", "split": "train"})
+    held_out = replace(exported, metadata={"dataset": source, "split": "test"})
+    assert [d.id for d in training_dialogues(config_of(tmp_path, [own, held_out]))] == ["mine"]
+
+
+def test_nobody_evaluates_on_what_was_trained_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of(tmp_path, [talk("a"), talk("b", turns=4)])
+    path = str(config.data.path)
+    with pytest.raises(MemR1Error, match=r"mine.jsonl: the run trains on a, .* metadata.split, .* --split train"):
+        evaluation_dialogues(config, "jsonl", path, "test")
+    assert [d.id for d in evaluation_dialogues(config, "jsonl", path, "train")] == ["a", "b"]
+    write_jsonl([talk("renamed")], tmp_path / "others.jsonl")
+    with pytest.raises(MemR1Error, match="the run trains on renamed"):
+        evaluation_dialogues(config, "jsonl", str(tmp_path / "others.jsonl"), "validation")
+    write_jsonl([talk("a", turns=5)], tmp_path / "others.jsonl")  # another dialogue, whatever it is called
+    assert len(evaluation_dialogues(config, "jsonl", str(tmp_path / "others.jsonl"), "test")) == 1
+    Path(path).unlink()
+    evaluation_dialogues(config, "jsonl", str(tmp_path / "others.jsonl"), "test")
+    assert "others.jsonl: not compared with the training data, which cannot be read" in caplog.text
+
+
+def test_an_ablation_that_cannot_be_evaluated_is_not_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path, [talk("a")], "agents.extractor=utterance")
+    monkeypatch.setattr("memr1.training.run.train", None)
+    with pytest.raises(MemR1Error, match="the run trains on a"):
+        ablate(config, Study(), "test", Console(file=io.StringIO()))
 
 
 # -- the real conversation ---------------------------------------------------------------------------------------
