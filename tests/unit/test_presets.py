@@ -90,6 +90,7 @@ def test_the_published_settings_are_in_the_presets_for_several_gpus(name: str, t
     assert {s.reward for s in config.stages} == {"em_set"} and {s.schedule for s in config.stages} == {"constant"}
     if config.model.weights == "full":
         assert {s.learning_rate for s in config.stages} == {1e-6}
+        assert config.algo.critic.learning_rate == 1e-5
 
 
 @pytest.mark.model
