@@ -175,7 +175,7 @@ class AlgoConfig:
     """Above 1, bounds the loss of a token with a negative advantage (arXiv 1912.09729); 0 is off, 3 is usual."""
     ratio: str = "token"
     """`token`, or `sequence` for GSPO's ratio of whole sequences (arXiv 2507.18071). That one needs
-    `aggregation: sequence-mean` and far narrower clips, such as 3e-4 and 4e-4."""
+    `aggregation: sequence-mean`, episodes of one step, and far narrower clips, such as 3e-4 and 4e-4."""
     kl_coef: float = 0.0
     """Weight of the KL to the reference; 0 skips the reference model. 0.001 is usual."""
     kl_in: str = "loss"

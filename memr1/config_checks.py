@@ -230,7 +230,20 @@ def _validate_algo(config: Config, need: Callable[[bool, str, str], None]) -> No
     for name in ("discount", "gae_lambda"):
         value = getattr(critic, name)
         need(0 <= value <= 1, f"algo.critic.{name}", f"must be in [0, 1], is {value}")
+    dropout = config.model.lora.dropout if config.model.weights == "lora" else 0.0
     for i, stage in enumerate(config.stages):
+        need(
+            stage.objective == "sft" or dropout == 0,
+            "model.lora.dropout",
+            f"is {dropout}, and stages.{i} is {stage.objective}: log-probabilities of the trainer would not be those "
+            "that the rollout sampled from. Set it to 0, or give the sft stages a run of their own",
+        )
+        need(
+            stage.episode == "decision" or algo.ratio == "token",
+            "algo.ratio",
+            f"sequence does not go with the replay of stages.{i}: it is rewarded as a whole, and GSPO's ratio is that "
+            "of what is rewarded",
+        )
         if stage.objective == "ppo":
             need(
                 critic.warmup_steps < stage.steps,

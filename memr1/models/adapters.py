@@ -40,8 +40,8 @@ class LoraSettings:
     target_modules: str | tuple[str, ...] = "all-linear"
     """Names of the linear modules that get an adapter; `all-linear` is all of them but the output head."""
     dropout: float = 0.0
-    """Dropout in front of the adapters while training. Keep 0 for RL: the trainer's log-probabilities must be those
-    that the rollout sampled from."""
+    """Dropout in front of the adapters in `sft` stages. With RL it must be 0: the trainer's log-probabilities must be
+    those that the rollout sampled from."""
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.alpha <= 0 or not 0.0 <= self.dropout < 1.0:

@@ -151,6 +151,23 @@ def test_more_learners_than_sequences_are_refused(tmp_path: Path) -> None:
     assert load_config(path, ["rollout.prompts_per_step=1", "stages=[{objective: grpo, prompts_per_step: 2}]"])
 
 
+def test_dropout_of_adapters_is_for_supervised_stages() -> None:
+    dropout = "model.lora.dropout=0.1"
+    assert load_config(None, [dropout, "stages=[{objective: sft}]"]).model.lora.dropout == 0.1
+    assert load_config(None, [dropout, "stages=[{objective: grpo}]", "model.weights=full"]), "there are no adapters"
+    for objective in ("grpo", "reinforce", "ppo"):
+        stages = f"stages=[{{objective: sft}}, {{objective: {objective}}}]"
+        with pytest.raises(MemR1Error, match=rf"config: model.lora.dropout: is 0.1, and stages.1 is {objective}"):
+            load_config(None, [dropout, stages])
+
+
+def test_ratios_of_sequences_are_for_episodes_of_one_step() -> None:
+    gspo = ["algo.ratio=sequence", "algo.aggregation=sequence-mean"]
+    assert load_config(None, [*gspo, "stages=[{role: manager}]"])
+    with pytest.raises(MemR1Error, match=r"config: algo.ratio: sequence does not go with the replay of stages.0"):
+        load_config(None, [*gspo, "stages=[{role: manager, episode: replay}]"])
+
+
 @pytest.mark.parametrize("override", ["seed", "=3", "name=[", "seed.x=1", "stages.5.steps=1", "name={a: [}", ".=1"])
 def test_a_malformed_override_is_one_clear_error(override: str) -> None:
     assert override.split("=")[0].split(".")[0] in message(None, override)
