@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from memr1.algos.losses import grpo_loss, token_weights
 from memr1.learner.packing import MicroBatch, Plan, TrainSequence, plan_microbatches
 from memr1.learner.scoring import CompletionScorer, to_tensors
-from tests.unit.small_models import VOCAB, build, plain_logprobs
+from tests.unit.small_models import ATTENTION_MODELS, VOCAB, build, plain_logprobs
 
-PAD = 2
+PAD, END = 2, 1
+ARCHITECTURES = (*ATTENTION_MODELS, "gpt2")
 
 
 def plan(
@@ -33,17 +34,18 @@ def plan(
 
 
 def grouped_sequences(seed: int = 0, vocab: int = VOCAB) -> list[TrainSequence]:
-    """Three prompts with four completions each, of 1 to 7 tokens, some of them not to be trained on."""
+    """Three prompts with four completions each, of 1 to 7 tokens, some of them not to be trained on. The end token
+    closes a turn inside each prompt, and every completion of more than one token."""
     rng = random.Random(seed)
     out = []
     for length in (5, 11, 17):
-        prompt = tuple(rng.randrange(3, vocab) for _ in range(length))
+        prompt = tuple(END if i == length // 2 else rng.randrange(3, vocab) for i in range(length))
         for n in (1, 7, 3, 4):
-            mask = tuple(i == 0 or rng.random() < 0.7 for i in range(n))
+            mask = tuple(i in (0, n - 1) or rng.random() < 0.7 for i in range(n))
             out.append(
                 TrainSequence(
                     prompt,
-                    tuple(rng.randrange(3, vocab) for _ in range(n)),
+                    tuple(END if 0 < i == n - 1 else rng.randrange(3, vocab) for i in range(n)),
                     mask,
                     rng.gauss(0, 1),
                     tuple(-rng.random() for _ in range(n)),
@@ -135,7 +137,7 @@ def demonstrations(seed: int = 0, vocab: int = VOCAB) -> list[TrainSequence]:
 # -- shared prompts ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "gemma2", "mistral", "gpt2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_logprobs_are_the_same_with_and_without_shared_prompts(architecture: str) -> None:
     model, sequences = build(architecture), grouped_sequences()
     shared, apart = plan(sequences), plan(sequences, share=False)
@@ -149,7 +151,7 @@ def test_logprobs_are_the_same_with_and_without_shared_prompts(architecture: str
             assert found[key] == pytest.approx(values, abs=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "mistral", "gpt2"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_different_prompts_share_what_they_begin_with_and_nothing_changes(architecture: str) -> None:
     model, sequences = build(architecture), demonstrations()
     shared, apart = plan(sequences), plan(sequences, share=False)
@@ -178,7 +180,7 @@ def test_prompts_that_share_little_keep_rows_of_their_own() -> None:
     assert plan(sequences).computed_tokens == plan(sequences).unshared_tokens
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "mistral"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_gradient_is_the_same_with_and_without_shared_prompts(architecture: str) -> None:
     model, sequences = build(architecture), grouped_sequences()
     assert distance(gradient(model, plan(sequences)), gradient(model, plan(sequences, share=False))) < 1e-3
@@ -217,7 +219,7 @@ def test_gradient_does_not_depend_on_the_layout(layout: str, aggregation: str) -
         "rows split": lambda: plan(sequences, budget=20),
         "two ranks": lambda: plan(sequences, ranks=2, budget=64),
         "five ranks": lambda: plan(sequences, ranks=5, budget=64),
-        "pad is eos": lambda: plan(sequences, budget=64, pad=1),
+        "pad is eos": lambda: plan(sequences, budget=64, pad=END),
     }[layout]()
     assert distance(gradient(model, base, aggregation), gradient(model, other, aggregation)) < 1e-5
 
