@@ -21,7 +21,7 @@ from memr1.training.checkpoints import TrainState, committed, discard, load_stat
 from memr1.training.folders import make_folder, owned
 from memr1.training.loop import Trainer
 from memr1.training.progress import Progress
-from memr1.training.runlog import RunLog, machine_info, read_info
+from memr1.training.runlog import RunLog, machine_info, read_evaluation, read_info
 from memr1.training.watchdog import watched
 from memr1.training.worlds import training_dialogues
 
@@ -160,7 +160,10 @@ def _steps_of(config: Config, trainer: Trainer) -> int:
 
 
 def prepare_folder(config: Config, resume: str) -> Path | None:
-    """Check or make the run folder; the checkpoint to start from, or None. `resume` as in `train`."""
+    """Check or make the run folder; the checkpoint to start from, or None. `resume` as in `train`.
+
+    Raises MemR1Error where the folder cannot be used, and where that would discard an evaluation.
+    """
     run_dir = config.run_dir
     existing = committed(run_dir)
     written = run_dir / "config.yaml"
@@ -173,6 +176,11 @@ def prepare_folder(config: Config, resume: str) -> Path | None:
         if checkpoint is None and (run_dir / "metrics.jsonl").exists():
             if written.exists():
                 check_same_run(load_config(written), config, written)
+            if read_evaluation(run_dir):
+                raise MemR1Error(
+                    f"{run_dir}: the run was evaluated and its checkpoints are gone, so what it lacks cannot be made, "
+                    "and training anew would discard its results; restore the checkpoints, or remove the folder"
+                )
             _discard(run_dir)  # it died before its first checkpoint: nothing can be continued
     else:
         checkpoint = Path(resume)

@@ -59,6 +59,9 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
     assert [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")] == before
     for checkpoints in (tmp_path / "study").glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
+    more = Study(baselines=("no-memory",))
+    with pytest.raises(MemR1Error, match="study/both: the run was evaluated and its checkpoints are gone"):
+        ablate(config, more, "test", Console(file=io.StringIO()))
     monkeypatch.setattr(run, "train", None)
     assert ablate(config, Study(), "test", Console(file=io.StringIO())) == rows, "weights are not needed any more"
     with pytest.raises(MemR1Error, match=r"config.yaml: the run was made with other settings: rollout.group_size"):

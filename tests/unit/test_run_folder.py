@@ -16,6 +16,7 @@ from memr1.config_file import to_yaml
 from memr1.errors import MemR1Error
 from memr1.training.checkpoints import MARKER, TrainState
 from memr1.training.run import prepare_folder, train
+from memr1.training.runlog import RunLog
 from tests.unit.scripted import make_config
 
 
@@ -41,6 +42,20 @@ def test_shards_of_an_optimizer_that_lie_on_a_store_are_seen(tmp_path: Path, mon
     assert not (checkpoint / "learner").exists(), "a working copy holds no optimizer"
     with pytest.raises(MemR1Error, match="step_000003/learner: an optimizer in 2 shards .* resume with 2"):
         prepare_folder(one, "auto")
+
+
+def test_results_of_a_run_without_its_checkpoints_are_not_discarded(tmp_path: Path) -> None:
+    config = make_config("stages=[{objective: sft, steps: 1}]", f"output={tmp_path}", "name=r")
+    with RunLog(config.run_dir) as log:
+        log.metrics(1, "answerer-sft", 1, {"learner/loss": 0.5})
+        log.evaluation(1, "evaluation", {"benchmark": "factworld", "system": "bm25"})
+    kept = {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()}
+    with pytest.raises(MemR1Error, match="was evaluated and its checkpoints are gone.*restore the checkpoints"):
+        prepare_folder(config, "auto")
+    assert {path: path.read_bytes() for path in config.run_dir.rglob("*") if path.is_file()} == kept
+    (config.run_dir / "evaluation.jsonl").unlink()
+    assert prepare_folder(config, "auto") is None  # it died before its first checkpoint
+    assert not (config.run_dir / "metrics.jsonl").exists()
 
 
 def test_several_learners_in_one_process_are_refused_before_anything_is_made(tmp_path: Path) -> None:
