@@ -133,7 +133,9 @@ def evaluate(
     ] = None,
     judge: Annotated[
         bool,
-        typer.Option("--judge", help="A last column by a language model: --set judge.url=... --set judge.model=..."),
+        typer.Option(
+            "--judge", help="A table with a language model's column: --set judge.url=... --set judge.model=..."
+        ),
     ] = False,
     systems: Annotated[str, typer.Option(help="Comma-separated rows; empty takes those of the run's config.")] = "",
     overrides: Annotated[

@@ -23,7 +23,8 @@ from memr1.evaluation.scores import TEXT_MEASURES
 from memr1.evaluation.statistics import Interval
 from memr1.evaluation.systems import UNTRAINED, WARM, System, get_system
 from memr1.evaluation.table import format_interval, notes, rich_table
-from memr1.rollout.judge import LLMJudge
+from memr1.rollout.endpoint import EndpointConfig
+from memr1.rollout.judge import PROMPT_ID, LLMJudge
 from memr1.rollout.pool import RunnerPool
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation, read_info
@@ -115,6 +116,8 @@ def evaluate(
         predictions: list[Prediction] = [p for part, _ in results for p in part]
         judged = None
         if judge is not None:
+            # answers took longer than verdicts will: they are there, whatever becomes of the judge
+            dump_predictions(predictions, config.run_dir / "predictions" / benchmark / f"{name}.jsonl")
             predictions, judged = judge_predictions(predictions, judge)
         footprints = [f for _, part in results for f in part]
         sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
@@ -178,13 +181,21 @@ def _load_weights(run_dir: Path, pool: RunnerPool, state: TrainState, system: Sy
             pool.load_policies(str(folder), (role,))
 
 
-def table_name(benchmark: str, split: str, adversarial: bool, corrected: bool, overrides: Sequence[str]) -> str:
-    """The name under which rows are kept: those over other questions or labels, or under other settings than the run's
-    (`factworld-memory.answerer_top_k=20`), must never meet in one table."""
+def table_name(
+    benchmark: str,
+    split: str,
+    adversarial: bool = False,
+    corrected: bool = False,
+    overrides: Sequence[str] = (),
+    judge: EndpointConfig | None = None,
+) -> str:
+    """The name under which rows are kept: those over other questions or labels, under other settings than the run's
+    (`factworld-memory.answerer_top_k=20`), or judged by another model or prompt, must never meet in one table."""
     options = {split: split != "test", "adversarial": adversarial, "corrected": corrected}
     chosen = [name for name, is_chosen in options.items() if is_chosen]
     changed = sorted(o for o in overrides if not any(f"{o.partition('=')[0]}.".startswith(f"{s}.") for s in SAME_ROWS))
-    return "-".join([benchmark, *chosen, *(re.sub(r"[^A-Za-z0-9_.=]+", "_", o) for o in changed)])
+    judged = [f"judge={judge.model}.{PROMPT_ID}"] if judge is not None else []
+    return "-".join([benchmark, *chosen, *(re.sub(r"[^A-Za-z0-9_.=]+", "_", o) for o in (*changed, *judged))])
 
 
 def evaluate_folder(
@@ -201,7 +212,7 @@ def evaluate_folder(
 ) -> list[Row]:
     """`memr1 eval`: evaluate a finished run again, on any benchmark, in this process.
 
-    judged: with the judge of the config's `judge`.
+    judged: with the judge of the config's `judge`, in a table that is named after it.
     """
     from memr1.rollout.pool import LocalPool
     from memr1.training.checkpoints import committed, load_state
@@ -222,15 +233,16 @@ def evaluate_folder(
     )
     if judged and config.judge is None:
         raise MemR1Error("--judge needs a model that judges; add --set judge.url=... --set judge.model=...")
+    judging = config.judge if judged else None
     checkpoints = committed(run_dir)
     if not checkpoints:
         raise MemR1Error(f"{run_dir}: the run has no committed checkpoint to take weights from; train it first")
     state = load_state(checkpoints[-1])
     pool = LocalPool(config)
-    judge = LLMJudge(config.judge) if judged and config.judge is not None else None
+    judge = LLMJudge(judging) if judging is not None else None
     try:
         with RunLog(run_dir) as log:
-            label = table_name(benchmark, split, adversarial, audit is not None, overrides)
+            label = table_name(benchmark, split, adversarial, audit is not None, overrides, judging)
             measures = get_source(benchmark).measures
             return evaluate(
                 config, pool, state, log, console, label, dialogues, systems, measures=measures, judge=judge

@@ -69,7 +69,7 @@ class JudgeRow:
     accepts_vague: float | None
     """The same of an answer that would fit every question."""
     probes: int
-    """Questions that both were tried on."""
+    """Questions with a verdict on both."""
 
     def __str__(self) -> str:
         shares = [

@@ -111,7 +111,7 @@ class Endpoint:
 
         try:
             response = self._http.post("/chat/completions", json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # a reply that cannot be decoded, too
             raise _Retry(f"{type(error).__name__}: {error}") from error
         if response.status_code in RETRIED:
             raise _Retry(_said(response), _retry_after(response))

@@ -56,7 +56,7 @@ class Leniency:
     vague: float | None
     """Of `VAGUE`."""
     questions: int
-    """Asked about, each in both ways."""
+    """With a verdict on both, which the shares are of."""
 
 
 class LLMJudge:
@@ -106,8 +106,13 @@ class LLMJudge:
             if others:
                 swapped.append((question, others[0], gold))
         vague = [(question, VAGUE, gold) for question, _, gold in swapped]
-        verdicts = self.verdicts([*swapped, *vague])
-        return Leniency(_accepted(verdicts[: len(swapped)]), _accepted(verdicts[len(swapped) :]), len(swapped))
+        verdicts = [value for value, _ in self.verdicts([*swapped, *vague])]
+        pairs = zip(verdicts[: len(swapped)], verdicts[len(swapped) :], strict=True)
+        given = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if not given:
+            return Leniency(None, None, 0)
+        shares = [sum(values) / len(given) for values in zip(*given, strict=True)]
+        return Leniency(shares[0], shares[1], len(given))
 
     def close(self) -> None:
         """Close its connections, and end its threads as soon as they have their answers."""
@@ -139,8 +144,3 @@ def read_grade(reply: str) -> float | None:
         except (ValueError, AttributeError):
             continue
     return {"CORRECT": 1.0, "WRONG": 0.0}.get(str(grades[0]).upper()) if len(grades) == 1 else None
-
-
-def _accepted(verdicts: Sequence[Verdict]) -> float | None:
-    values = [value for value, _ in verdicts if value is not None]
-    return sum(values) / len(values) if values else None

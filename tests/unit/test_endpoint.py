@@ -137,6 +137,15 @@ def test_a_server_that_is_busy_is_asked_again(server: Server, status: int) -> No
     assert len(server.bodies) == 3
 
 
+def test_a_reply_that_cannot_be_decoded_is_asked_for_again(server: Server) -> None:
+    garbled = (200, {"Content-Encoding": "gzip"}, "not gzip")
+    server.script = lambda body, number: garbled if number < 2 else said("at last")
+    assert client(server).chat([], SamplingParams(3)) == ("at last", "stop")
+    server.script = lambda body, number: garbled
+    with pytest.raises(MemR1Error, match="no answer in 2 attempts; the last said: DecodingError"):
+        client(server, attempts=2).chat([], SamplingParams(3))
+
+
 def test_a_server_that_stays_busy_is_given_up_with_what_it_said(server: Server) -> None:
     server.script = lambda body, number: (503, {}, f"no room {number}")
     with pytest.raises(MemR1Error, match=rf"{server.url}: no answer in 2 attempts; the last said: 503 no room 2"):

@@ -28,7 +28,7 @@ from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
 from memr1.rollout.endpoint import EndpointConfig
 from memr1.rollout.engine import GenerationRequest, SamplingParams
-from memr1.rollout.judge import Item, Leniency, Verdict
+from memr1.rollout.judge import PROMPT_ID, Item, Leniency, Verdict
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation
 from tests.unit.scripted import BASE, ScriptedEngine, fact_worlds, is_answerer, make_world, shown_entries
@@ -342,6 +342,11 @@ def test_rows_of_other_questions_or_settings_get_a_table_of_their_own() -> None:
     changed = ("memory.answerer_top_k=20", *harmless, "agents.answerer_endpoint.url=http://a/v1")
     name = table_name("factworld", "test", False, False, changed)
     assert name == "factworld-agents.answerer_endpoint.url=http_a_v1-memory.answerer_top_k=20"
+    judges = [
+        EndpointConfig(f"http://{host}/v1", model) for host, model in (("a", "wise"), ("b", "wise"), ("a", "kind"))
+    ]
+    wise, moved, kind = (table_name("locomo", "test", judge=judge) for judge in judges)
+    assert wise == moved == f"locomo-judge=wise.{PROMPT_ID}" and kind == f"locomo-judge=kind.{PROMPT_ID}"
 
 
 def test_disputed_labels_give_a_second_row_without_them(tmp_path: Path) -> None:
@@ -380,6 +385,21 @@ def test_answers_without_a_verdict_are_counted_in_the_row_that_they_are_in(tmp_p
         whole, sure = evaluate(config, pool, STATE, log, quiet, "locomo", [disputed], ["bm25"], judge=judge)
     assert whole.judge is not None and whole.judge.errors == 1
     assert sure.judge is not None and sure.judge.errors == 0
+
+
+def test_answers_are_kept_though_their_judge_is_interrupted(tmp_path: Path) -> None:
+    class Endless:
+        def verdicts(self, items: list[Item]) -> list[Verdict]:
+            raise KeyboardInterrupt
+
+    config = load_config(None, [*BASE, f"output={tmp_path}", "name=r"])
+    pool: Any = FakePool(make_world())
+    judge: Any = Endless()
+    with RunLog(config.run_dir) as log, pytest.raises(KeyboardInterrupt):
+        quiet = Console(file=io.StringIO())
+        evaluate(config, pool, STATE, log, quiet, "locomo", DIALOGUES, ["bm25"], judge=judge)
+    kept = load_predictions(config.run_dir / "predictions" / "locomo" / "bm25.jsonl")
+    assert [p.question_id for p in kept] == [q.id for q in QUESTIONS] and read_evaluation(config.run_dir) == []
 
 
 def test_the_day_of_asking_is_shown_and_not_searched_for() -> None:

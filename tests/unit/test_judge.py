@@ -21,7 +21,7 @@ from memr1.evaluation.table import table_cells
 from memr1.rewards.base import AnswerReward, RewardResult, make_reward
 from memr1.rollout import endpoint as endpoint_module
 from memr1.rollout.endpoint import EndpointConfig
-from memr1.rollout.judge import PROMPT_ID, TRIES, VAGUE, LLMJudge, read_grade
+from memr1.rollout.judge import PROMPT_ID, TRIES, VAGUE, Leniency, LLMJudge, read_grade
 from tests.unit.scripted import ScriptedEngine, make_world
 from tests.unit.test_endpoint import Reply, Server, said
 
@@ -141,6 +141,18 @@ def test_leniency_is_measured_on_answers_that_are_wrong_on_purpose(server: Serve
     assert judge.leniency([("Where?", "Rome"), ("Who?", "Rome")]).swapped is None
     assert judge.leniency([]).questions == 0
     strict.close()
+
+
+def test_leniency_counts_the_questions_that_both_wrong_answers_have_a_verdict_on(
+    server: Server, judge: LLMJudge
+) -> None:
+    scripted(server, lambda question, gold, answer: "hm" if gold == "Oslo" and answer == VAGUE else generous(*"qga"))
+    found = judge.leniency(QUESTIONS)
+    assert (found.swapped, found.vague, found.questions) == (1.0, 1.0, 3)
+    scripted(server, lambda *_: "hm")
+    dumb = LLMJudge(judge.config)
+    assert dumb.leniency(QUESTIONS) == Leniency(None, None, 0)
+    dumb.close()
 
 
 def predicted(i: int, answer: str | None, gold: str | None = "Rome") -> Prediction:
