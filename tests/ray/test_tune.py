@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,6 +97,12 @@ def test_restoring_in_place_goes_back_to_the_checkpoint(ray_cluster, make_config
         algorithm.stop()
 
 
+def attributes(cls: type) -> set[str]:
+    """What methods of a class keep in its instances, and its own names."""
+    methods = (inspect.unwrap(f) for c in cls.__mro__ for f in vars(c).values() if inspect.isfunction(f))
+    return {i.argval for f in methods for i in dis.get_instructions(f) if i.opname == "STORE_ATTR"} | set(dir(cls))
+
+
 def test_the_surface_of_rllib_that_memr1_uses_is_there():
     """Names and parameters that memr1 calls or overrides, some of them not public. A release of Ray that changes one
     shows here by name, before it shows as a hang."""
@@ -103,9 +111,11 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
     from ray.rllib.callbacks.utils import make_callback
     from ray.rllib.env.env_runner import EnvRunner
     from ray.rllib.env.env_runner_group import EnvRunnerGroup
+    from ray.rllib.utils import force_list
     from ray.rllib.utils.actor_manager import CallResult, FaultTolerantActorManager
+    from ray.rllib.utils.metrics.metrics_logger import MetricsLogger
 
-    surface = {
+    surface: dict[Any, dict[str, list[str] | None]] = {
         Algorithm: {
             "setup": ["config"],
             "step": [],
@@ -119,6 +129,7 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
             "restore_from_path": ["path", "args", "kwargs"],
             "cleanup": [],
             "get_default_config": [],
+            "default_resource_request": ["config"],
             "_set_up_metrics": [],
             "_setup_logdir": [],
         },
@@ -126,11 +137,11 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
             "validate": [],
             "build_algo": ["env", "use_copy"],
             "get_state": [],
+            "update_from_dict": ["config_dict"],
+            "copy": ["copy_frozen"],
             "callbacks": None,
-            "env_runners": None,
-            "learners": None,
-            "resources": None,
         },
+        EnvRunnerGroup: {"add_workers": ["num_workers", "validate"], "_make_worker": None},
         EnvRunner: {
             "sample": ["kwargs"],
             "get_spaces": [],
@@ -139,7 +150,8 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
             "stop": [],
         },
         FaultTolerantActorManager: {
-            "foreach_actor": None,
+            "num_actors": [],
+            "num_healthy_actors": [],
             "healthy_actor_ids": [],
             "actor_ids": [],
             "actors": [],
@@ -148,6 +160,7 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
             "clear": [],
         },
         CallResult: {"get": []},
+        MetricsLogger: {"delete": ["key", "key_error"]},
     }
     for cls, methods in surface.items():
         for method, expected in methods.items():
@@ -155,16 +168,34 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
             names = inspect.signature(getattr(cls, method)).parameters
             found = [p for p in names if p not in ("self", "cls", "_ray_trace_ctx")]
             assert expected is None or found == expected, f"{cls.__name__}.{method} has parameters {found}"
-    taken = inspect.signature(FaultTolerantActorManager.foreach_actor).parameters
-    assert {"func", "kwargs", "remote_actor_ids", "timeout_seconds"} <= taken.keys()
-    assert {"config", "local_env_runner", "tune_trial_id"} <= inspect.signature(EnvRunnerGroup).parameters.keys()
-    assert {"callback_name", "callbacks_objects", "callbacks_functions", "kwargs"} <= inspect.signature(
-        make_callback
-    ).parameters.keys()
+    taken: dict[Any, set[str]] = {
+        FaultTolerantActorManager.foreach_actor: {"func", "kwargs", "remote_actor_ids", "timeout_seconds"},
+        EnvRunnerGroup: {"config", "local_env_runner", "tune_trial_id"},
+        AlgorithmConfig.env_runners: {"num_cpus_per_env_runner", "num_gpus_per_env_runner"},
+        AlgorithmConfig.learners: {"num_cpus_per_learner", "num_gpus_per_learner"},
+        AlgorithmConfig.resources: {"num_cpus_for_main_process"},
+        MetricsLogger.log_value: {"key", "value", "reduce"},
+        make_callback: {"callback_name", "callbacks_objects", "callbacks_functions", "kwargs"},
+    }
+    for function, some in taken.items():
+        assert some <= inspect.signature(function).parameters.keys(), function.__qualname__
+    kept: dict[Any, set[str]] = {
+        Algorithm: {
+            *("_storage", "_iteration", "_logdir", "training_iteration", "trial_id"),
+            *("config", "metrics", "callbacks", "env_runner_group"),
+        },
+        EnvRunner: {"config", "worker_index"},
+        EnvRunnerGroup: {"_worker_manager", "_remote_args", "_remote_config"},
+        CallResult: {"ok", "actor_id"},
+    }
+    for cls, names in kept.items():
+        assert names <= attributes(cls), f"{cls.__name__} lacks {names - attributes(cls)}"
+    assert force_list(None) == [] and force_list(int) == [int]
     config = AlgorithmConfig()
     for field in (
         "restart_failed_env_runners", "delay_between_env_runner_restarts_s", "create_local_env_runner",
         "validate_env_runners_after_construction", "_dont_auto_sync_env_runner_states", "env_runner_cls",
         "log_sys_usage", "callbacks_class", "callbacks_on_algorithm_init", "callbacks_on_env_runners_recreated",
+        "num_env_runners", "num_learners",
     ):  # fmt: skip
         assert hasattr(config, field), field
