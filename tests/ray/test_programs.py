@@ -61,7 +61,7 @@ def test_a_wrong_or_missing_token_is_told_with_what_to_set(ray_cluster, make_con
     env = {k: v for k, v in os.environ.items() if not k.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
     env |= {"RAY_ADDRESS": ray_cluster} | ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {})
     command = [str(BIN / "memr1"), "train", str(tmp_path / "tiny.yaml"), f"output={tmp_path}"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 2, done.stderr
     assert f"memr1: RAY_ADDRESS={ray_cluster}: " in done.stderr
     assert "RAY_AUTH_MODE and RAY_AUTH_TOKEN" in done.stderr
@@ -80,11 +80,11 @@ def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_co
 
     stranger = dict(env, RAY_AUTH_TOKEN="0" * 64)
     wait_until(lambda: reachable(address), 120)
-    refused = subprocess.run([*command, "--resume", "auto"], env=stranger, capture_output=True, text=True, timeout=100)
+    refused = subprocess.run([*command, "--resume", "auto"], env=stranger, capture_output=True, text=True, timeout=400)
     assert refused.returncode != 0
     assert "authentication is enabled" in refused.stderr
 
-    relative = subprocess.run([*command, "output=runs"], env=env, capture_output=True, text=True, timeout=150)
+    relative = subprocess.run([*command, "output=runs"], env=env, capture_output=True, text=True, timeout=400)
     assert relative.returncode != 0
     assert "output: 'runs' is relative" in relative.stdout + relative.stderr
 
@@ -93,7 +93,7 @@ def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_co
         env=env,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"run_dir"'))
@@ -106,7 +106,7 @@ def test_submitted_jobs_train_and_evaluate_and_print_their_results(head, make_co
 
     evaluate = [*command[: command.index("--") + 1], sys.executable, "rayjobs/evaluate.py", str(tmp_path / "tiny")]
     evaluate += ["--systems", "add-everything", "evaluation.num_worlds=1"]
-    done = subprocess.run(evaluate, env=env, capture_output=True, text=True, timeout=150)
+    done = subprocess.run(evaluate, env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stdout + done.stderr
     result = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"run_dir"'))
     (row,) = result["rows"]

@@ -30,7 +30,7 @@ def test_submit_attaches_follows_and_returns_the_exit_code_of_the_job(head, make
     wait_until(lambda: reachable(address), 120)
 
     def run(*arguments: str, **changed: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([*base, *arguments], env=env | changed, capture_output=True, text=True, timeout=200)
+        return subprocess.run([*base, *arguments], env=env | changed, capture_output=True, text=True, timeout=400)
 
     stranger = run("--", "true", RAY_AUTH_TOKEN="0" * 64)
     assert stranger.returncode == 2
