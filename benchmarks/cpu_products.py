@@ -2,9 +2,11 @@
 
     python benchmarks/cpu_products.py [--model smollm2-135m] [--quick]
 
-The first table multiplies by many weights in turn, as a model does, so that none is in a cache for the next call. The
-second is the model itself: a prompt batch without gradients, and with them (adapters trained). Where memr1 leaves
-float32 products to torch, both columns are the same code, and it says so.
+The first table multiplies by many weights in turn, as a model does, so that none is in a cache for the next call: by
+torch's own layer, by oneDNN in blocks of rows, and the same with weights that were packed before. The second is the
+model itself: prompts without gradients, prompts with them (adapters trained), and one more token for a few rows, with
+merged weights as they are and packed. Where memr1 leaves float32 products to torch, both columns are the same code, and
+it says so.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 ROWS = (1, 8, 32, 128, 500, 1000, 4000)
 
@@ -33,18 +36,23 @@ def layers(tries: int) -> None:
     import torch
     from torch.nn.functional import linear
 
-    from memr1.models.cpu import blockwise_linear
+    from memr1.models.cpu import blockwise_linear, pack
 
     n, k, count = 1536, 576, 40
     weights = [torch.randn(n, k) for _ in range(count)]
-    print(f"{count} layers of {k} x {n}\nrows  torch GFLOP/s  oneDNN in blocks GFLOP/s  ratio")
+    packed = [pack(w) for w in weights]
+    ways = ((linear, weights), (blockwise_linear, weights), (blockwise_linear, packed))
+    print(f"{count} layers of {k} x {n}\nrows  torch GFLOP/s  oneDNN in blocks GFLOP/s  ratio  packed GFLOP/s  ratio")
     for rows in ROWS:
         x = torch.randn(rows, k)
-        plain, blocks = (
-            2 * rows * n * k * count / best_of(lambda f=f, x=x: [f(x, w) for w in weights], tries) / 1e9  # type: ignore[misc]
-            for f in (linear, blockwise_linear)
+        plain, blocks, laid_out = (
+            2 * rows * n * k * count / best_of(lambda f=f, x=x, ws=ws: [f(x, w) for w in ws], tries) / 1e9  # type: ignore[misc]
+            for f, ws in ways
         )
-        print(f"{rows:4d} {plain:14.0f} {blocks:24.0f} {blocks / plain:5.1f}x", flush=True)
+        print(
+            f"{rows:4d} {plain:14.0f} {blocks:24.0f} {blocks / plain:5.1f}x {laid_out:14.0f} {laid_out / plain:5.1f}x",
+            flush=True,
+        )
 
 
 def whole(name: str, tries: int) -> None:
@@ -55,6 +63,7 @@ def whole(name: str, tries: int) -> None:
     from memr1.models.cpu import OneDnnLinear
 
     policies = PolicyModel.create(name, ("answerer",), dtype="float32", device="cpu")
+    few = torch.randint(10, 250, (8, 1))
     changed = [m for m in policies.module("base").modules() if isinstance(m, OneDnnLinear)]
     if not changed:
         print("memr1 leaves float32 products to torch here")
@@ -78,6 +87,17 @@ def whole(name: str, tries: int) -> None:
         for layer in changed:
             layer.__class__ = OneDnnLinear
         print(f"{what}  {plain:.2f}  {ours:.2f}  {plain / ours:.2f}x", flush=True)
+
+    def token() -> None:
+        with torch.inference_mode(), policies.use_merged("answerer") as model:
+            model(input_ids=few)
+
+    policies.eval_only()
+    ours = best_of(token, 10 * tries)
+    policies.forget_merged()
+    with patch("memr1.models.cpu.prefers_packed", lambda: False):
+        plain = best_of(token, 10 * tries)
+    print(f"one token of 8 rows, weights not packed and packed  {plain:.3f}  {ours:.3f}  {plain / ours:.2f}x")
 
 
 def main() -> None:

@@ -97,6 +97,7 @@ def test_products_of_this_processor_are_compared_by_rows_and_in_a_model() -> Non
     rows, passes = (done.stdout[done.stdout.index(head) :].splitlines()[1:] for head in ("rows  torch", "pass  torch"))
     assert [float(line.split()[2]) > 0 for line in rows[:7]] == [True] * 7
     assert [line.rsplit(maxsplit=3)[0] for line in passes[:2]] == ["forward", "forward and backward"]
+    assert float(passes[2].split()[-1].rstrip("x")) > 0 and passes[2].startswith("one token of 8 rows")
 
 
 def test_scaling_prints_growth_beside_the_formulas_and_marks_what_is_predicted() -> None:
