@@ -23,6 +23,10 @@ _PROTOCOLS: dict[str, tuple[type[ManagerProtocol], type[AnswererProtocol]]] = {
 }
 
 
+class PromptTooLong(MemR1Error):
+    """What cannot be left out of a prompt is longer than its budget."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """A rendered prompt and what it shows."""
@@ -74,8 +78,8 @@ class ChatCodec:
         """Show as many entries as the budget holds: the least relevant are left out first.
 
         entries: most relevant first, and shown so: what a decision or an answer rests on is then nearly always among
-        the first, where a small model finds it. render: displayed entries -> messages. Raises MemR1Error when the
-        prompt is too long even without entries: cutting the question or the new fact would change the task.
+        the first, where a small model finds it. render: displayed entries -> messages. Raises PromptTooLong when
+        the prompt is too long even without entries: cutting the question or the new fact would change the task.
         """
 
         def at(count: int) -> Prompt:
@@ -98,7 +102,7 @@ class ChatCodec:
             else:
                 high = middle - 1
         if best is None:
-            raise MemR1Error(
+            raise PromptTooLong(
                 f"a prompt of {len(at(0).ids)} tokens is longer than rollout.max_prompt_tokens="
                 f"{self.max_prompt_tokens} even without memories; raise it, or shorten the question or fact: "
                 f"{prompt.text[-80:]!r}"

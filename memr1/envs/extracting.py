@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from memr1.agents.extractor import extraction_prompt, read_facts
-from memr1.agents.roles import Prompt
+from memr1.agents.roles import Prompt, PromptTooLong
 from memr1.data.types import Dialogue, Fact, Turn, without_captions
 from memr1.envs.cache import Cache
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive, request
@@ -15,12 +16,19 @@ from memr1.envs.ingesting import EXTRACTED
 from memr1.models.registry import weights_identity
 from memr1.rollout.engine import Engine
 
+logger = logging.getLogger(__name__)
+
+ASKED_AT_ONCE = 512
+"""Turns from which on facts are kept before more turns are asked about: enough to fill batches, few enough to lose."""
+
 
 def prepared(dialogues: Sequence[Dialogue], world: World, engine: Engine) -> list[Dialogue]:
     """The dialogues as the configuration wants them: without captions unless `data.captions`, and with `llm` as
     `agents.extractor` with the facts that the base model extracts.
 
-    What the same weights were asked before about the same turns, in the same words, is read from `data.cache`.
+    What the same weights were asked before about the same turns, in the same words, is read from `data.cache`. Facts
+    are kept there as they come, so that an interrupted call has lost little. A turn that is longer than a prompt may be
+    has no facts, and a warning says so.
     """
     config = world.config
     if not config.data.captions:
@@ -36,20 +44,43 @@ def prepared(dialogues: Sequence[Dialogue], world: World, engine: Engine) -> lis
     }
     done: dict[str, Dialogue] = {}
     asked: dict[str, str] = {}  # dialogue id -> digest of its prompts: tokenizer, wording, dates and captions are in it
+    missing: list[tuple[Dialogue, int]] = []
     for dialogue in dialogues:
         ids = [p.ids for _, p in _prompts(dialogue, world)]
         asked[dialogue.id] = hashlib.sha256(repr(ids).encode()).hexdigest()
         kept = cache.read("facts", dialogue.id, settings, asked[dialogue.id])
         if kept is not None:
             done[dialogue.id] = _filled(dialogue, {k.take("turn", str): list(k.texts("facts")) for k in kept})
-    missing = [d for d in dialogues if d.id not in done]
-    for dialogue, found in zip(missing, drive([extract(d, world) for d in missing], engine), strict=True):
-        if isinstance(found, Failure):
-            raise found.error
-        items = [{"turn": turn_id, "facts": facts} for turn_id, facts in found.items()]
-        cache.write("facts", dialogue.id, settings, asked[dialogue.id], items)
-        done[dialogue.id] = _filled(dialogue, found)
+        else:
+            missing.append((dialogue, len(ids)))
+    for part in _parts(missing):
+        for dialogue, found in zip(part, drive([extract(d, world) for d in part], engine), strict=True):
+            if isinstance(found, Failure):
+                raise found.error
+            too_long = [t.id for _, t in dialogue.turns() if t.shown_text.strip() and t.id not in found]
+            if too_long:
+                logger.warning(
+                    "%s: no facts are extracted from turns %s, whose prompts exceed rollout.max_prompt_tokens=%d",
+                    *(dialogue.id, ", ".join(too_long), config.rollout.max_prompt_tokens),
+                )
+            items = [{"turn": turn_id, "facts": facts} for turn_id, facts in found.items()]
+            cache.write("facts", dialogue.id, settings, asked[dialogue.id], items)
+            done[dialogue.id] = _filled(dialogue, found)
     return [done[d.id] for d in dialogues]
+
+
+def _parts(missing: Sequence[tuple[Dialogue, int]]) -> Iterator[list[Dialogue]]:
+    """Whole dialogues, given with their numbers of prompts, in parts of at least `ASKED_AT_ONCE` prompts."""
+    part: list[Dialogue] = []
+    prompts = 0
+    for dialogue, count in missing:
+        part.append(dialogue)
+        prompts += count
+        if prompts >= ASKED_AT_ONCE:
+            yield part
+            part, prompts = [], 0
+    if part:
+        yield part
 
 
 def extract(dialogue: Dialogue, world: World) -> Episode[dict[str, list[str]]]:
@@ -63,12 +94,16 @@ def extract(dialogue: Dialogue, world: World) -> Episode[dict[str, list[str]]]:
 
 
 def _prompts(dialogue: Dialogue, world: World) -> list[tuple[Turn, Prompt]]:
+    """Of every turn that says something and fits into a prompt."""
     dates = world.config.agents.extractor_dates
-    return [
-        (turn, extraction_prompt(world.agents, turn, session if dates else None))
-        for session, turn in dialogue.turns()
-        if turn.shown_text.strip()
-    ]
+    prompts = []
+    for session, turn in dialogue.turns():
+        if turn.shown_text.strip():
+            try:
+                prompts.append((turn, extraction_prompt(world.agents, turn, session if dates else None)))
+            except PromptTooLong:  # one long turn must not end all the others
+                continue
+    return prompts
 
 
 def _filled(dialogue: Dialogue, facts: dict[str, list[str]]) -> Dialogue:

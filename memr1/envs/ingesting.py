@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from memr1.agents.extractor import facts_of
 from memr1.agents.protocol import displayed_date
+from memr1.agents.roles import PromptTooLong
 from memr1.data.types import Dialogue, OracleOp, Session, Turn
 from memr1.envs.deciding import apply_decision, related_entries
 from memr1.envs.episode import Episode, Speaker, World, request
@@ -21,7 +22,7 @@ class Ingested:
 
     bank: MemoryBank
     unparsed: int = 0
-    """Decisions that could not be parsed."""
+    """Decisions that could not be parsed, or not be asked for: facts that fill the prompt's budget by themselves."""
     decisions: int = 0
     tokens: int = 0
     """Prompt and completion tokens that the manager spent."""
@@ -38,9 +39,13 @@ def ingest_with_manager(dialogue: Dialogue, world: World, manager: Speaker) -> E
     bank = empty_bank(dialogue, world)
     done = Ingested(bank)
     for session, turn, facts in told(dialogue, world):
-        prompt = world.agents.manager.prompt(
-            facts, displayed_date(iso(session)), related_entries(bank, facts, config.memory.manager_top_k)
-        )
+        related = related_entries(bank, facts, config.memory.manager_top_k)
+        try:
+            prompt = world.agents.manager.prompt(facts, displayed_date(iso(session)), related)
+        except PromptTooLong:  # one long turn must not end the dialogue
+            done.decisions += 1
+            done.unparsed += 1
+            continue
         (completion,) = yield [request(prompt, manager, config.rollout.manager_max_new_tokens, seed=0)]
         decided = apply_decision(
             bank, world, manager, prompt, completion, time=iso(session), turn_id=turn.id, speaker_name=turn.speaker

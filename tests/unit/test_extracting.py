@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 
 from memr1.data.types import Dialogue, Session, Turn
+from memr1.envs import extracting
 from memr1.envs.cache import Cache
 from memr1.envs.episode import Failure, Speaker, World, drive
 from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import ingest_with_manager, ingest_without_model, turn_entries
-from memr1.rollout.engine import GenerationRequest
+from memr1.rollout.engine import Completion, GenerationRequest
 from tests.unit.scripted import ScriptedEngine, make_world, tokenizer
 
 DIALOGUE = Dialogue(
@@ -87,6 +89,39 @@ def test_facts_are_read_again_unless_the_question_changed(tmp_path: Path, change
     (found,) = prepared([DIALOGUE], world(tmp_path, *change), again)
     assert sum(len(b) for b in again.batches) == asked
     assert facts(found)["3"] == ([] if "data.captions=false" in change else ["A kite"])
+
+
+def test_an_interrupted_extraction_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(ScriptedEngine):
+        """Gives up at its third call."""
+
+        def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+            if len(self.batches) == 2:
+                raise KeyboardInterrupt
+            return super().generate(requests)
+
+    monkeypatch.setattr(extracting, "ASKED_AT_ONCE", 4)  # of three turns each, two dialogues at a time
+    talks = [replace(DIALOGUE, id=name) for name in "abcdefg"]
+    with pytest.raises(KeyboardInterrupt):
+        prepared(talks, world(tmp_path), Stopped(script))
+    again = ScriptedEngine(script)
+    found = prepared(talks, world(tmp_path), again)
+    assert [len(batch) for batch in again.batches] == [6, 3]
+    assert [d.id for d in found] == list("abcdefg") and all(facts(d) == facts(found[0]) for d in found)
+
+
+def test_a_turn_that_is_longer_than_a_prompt_has_no_facts_and_it_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = Turn("5", "Ana", "kite " * 500)
+    session = replace(DIALOGUE.sessions[0], turns=(*DIALOGUE.sessions[0].turns, long))
+    talk, budget = replace(DIALOGUE, sessions=(session,)), "rollout.max_prompt_tokens=600"
+    for _ in range(2):
+        (found,) = prepared([talk], world(tmp_path, budget), ScriptedEngine(script))
+        assert facts(found) == facts(prepared([DIALOGUE], world(tmp_path / "b"), ScriptedEngine(script))[0]) | {"5": []}
+    assert caplog.text.count("d: no facts are extracted from turns 5, whose prompts exceed rollout") == 1
+    (found,) = prepared([talk], world(tmp_path), ScriptedEngine(script))
+    assert facts(found)["5"] == ["A kite"], "with more room it is asked about"
 
 
 def test_a_dialogue_that_changed_is_asked_about_anew_and_it_is_said(

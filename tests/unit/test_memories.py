@@ -83,6 +83,15 @@ def test_sizes_follow_the_sessions_and_end_with_what_is_held(name: str) -> None:
         assert "blue whales swim" in shown[0].text
 
 
+@pytest.mark.parametrize("name", ["manager", "wiped", "linked-notes"])
+def test_a_fact_that_is_longer_than_a_prompt_is_an_unreadable_decision_and_not_the_end(name: str) -> None:
+    talk = dialogue(["red apples grow", "blue " * 700, "green tea is hot"])
+    says = "NOOP" if name != "linked-notes" else "Keywords: x\nContext: y"
+    memory = built(name, talk, "rollout.max_prompt_tokens=600", says=says)
+    assert (memory.upkeep.decisions, memory.upkeep.unreadable) == (3, 1)
+    assert built(name, talk, "rollout.max_prompt_tokens=6000", says=says).upkeep.unreadable == 0
+
+
 def test_a_wiped_bank_was_filled_and_shows_nothing() -> None:
     talk = dialogue(["red apples grow", "blue whales swim"])
     kept, wiped = (built(name, talk, says="ADD") for name in ("manager", "wiped"))

@@ -24,7 +24,7 @@ class Upkeep:
     rejected: int = 0
     """Operations that could not be applied."""
     unreadable: int = 0
-    """Completions that could not be parsed."""
+    """Completions that could not be parsed, and decisions whose prompt would be longer than its budget."""
     tokens: int = 0
     """Prompt and completion tokens of models."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from memr1.agents.roles import Prompt
+from memr1.agents.roles import Prompt, PromptTooLong
 from memr1.data.types import Dialogue
 from memr1.envs.episode import Episode, Speaker, World, request
 from memr1.envs.ingesting import told
@@ -25,7 +25,7 @@ _SYSTEM = (
 
 
 def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
-    """See `Build`. A description that cannot be read leaves the note with its text alone."""
+    """See `Build`. A description that cannot be asked for or read leaves the note with its text alone."""
     notes: list[MemoryEntry] = []
     described: list[str] = []
     size_by_session: dict[str, int] = {}
@@ -33,11 +33,14 @@ def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]
     for session, turn, facts in told(dialogue, world):
         prompts = [_prompt(world, fact) for fact in facts]
         limit = world.config.rollout.manager_max_new_tokens
-        completions = yield [request(p, Speaker("base"), limit, seed=0) for p in prompts]
-        for fact, prompt, completion in zip(facts, prompts, completions, strict=True):
-            description = read_description(world.agents.codec.decode(completion.ids))
+        completions = iter((yield [request(p, Speaker("base"), limit, seed=0) for p in prompts if p is not None]))
+        for fact, prompt in zip(facts, prompts, strict=True):
+            description = None
+            if prompt is not None:
+                completion = next(completions)
+                description = read_description(world.agents.codec.decode(completion.ids))
+                tokens += len(prompt.ids) + len(completion.ids)
             unreadable += description is None
-            tokens += len(prompt.ids) + len(completion.ids)
             notes.append(entry_of(session, turn, f"n{len(notes) + 1}", fact))
             described.append(f"{fact} {description}" if description else fact)
         size_by_session[session.id] = len(notes)
@@ -85,6 +88,10 @@ def read_description(completion: str) -> str | None:
     return f"{found['keywords']} {found['context']}" if {"keywords", "context"} <= set(found) else None
 
 
-def _prompt(world: World, fact: str) -> Prompt:
+def _prompt(world: World, fact: str) -> Prompt | None:
+    """None for a fact that is longer than a prompt may be."""
     messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": f"Note: {fact}"}]
-    return world.agents.codec.fit((), lambda _: messages)
+    try:
+        return world.agents.codec.fit((), lambda _: messages)
+    except PromptTooLong:
+        return None

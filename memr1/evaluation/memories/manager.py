@@ -9,7 +9,7 @@ from memr1.evaluation.memories.base import Memory, Upkeep, of_bank
 
 
 def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
-    """See `Build`. A decision that cannot be parsed changes nothing and leaves no record, but counts."""
+    """See `Build`. A decision that cannot be asked for or parsed changes nothing and leaves no record, but counts."""
     done = yield from ingest_with_manager(dialogue, world, manager)
     return of_bank(dialogue, done.bank, world, upkeep_of(done))
 
