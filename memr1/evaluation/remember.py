@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from memr1.rollout.engine import Completion, Engine, GenerationRequest, WeightUpdate
 
-Answers = dict[tuple[str, int, tuple[int, ...], int, tuple[str, ...]], Completion]
-"""(policy, its weight version, prompt, most new tokens, stop texts) -> the greedy completion."""
+Answers = dict[tuple[str, int, tuple[int, ...], int, tuple[str, ...]], tuple[Completion, float]]
+"""(policy, its weight version, prompt, most new tokens, stop texts) -> the greedy completion, and the seconds it took:
+its share of what was generated with it."""
 
 
 class RememberingEngine:
@@ -15,8 +17,8 @@ class RememberingEngine:
 
     def __init__(self, inner: Engine, answers: Answers) -> None:
         self.inner, self.answers = inner, answers
-        self.computed = 0
-        """Completions that had to be computed."""
+        self.saved = 0.0
+        """Seconds that it took to compute the completions that were remembered."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
         """See `Engine.generate`."""
@@ -25,10 +27,12 @@ class RememberingEngine:
             (r.policy, versions[r.policy], r.prompt_ids, r.sampling.max_new_tokens, r.sampling.stop) for r in requests
         ]
         new = [i for i, r in enumerate(requests) if r.sampling.temperature > 0 or keys[i] not in self.answers]
-        self.computed += len(new)
+        start = time.perf_counter()
         made = dict(zip(new, self.inner.generate([requests[i] for i in new]) if new else [], strict=True))
-        self.answers.update({keys[i]: made[i] for i in new if requests[i].sampling.temperature == 0})
-        return [made[i] if i in made else self.answers[keys[i]] for i in range(len(requests))]
+        share = (time.perf_counter() - start) / max(len(new), 1)
+        self.saved += sum(self.answers[keys[i]][1] for i in range(len(requests)) if i not in made)
+        self.answers.update({keys[i]: (made[i], share) for i in new if requests[i].sampling.temperature == 0})
+        return [made[i] if i in made else self.answers[keys[i]][0] for i in range(len(requests))]
 
     def load_weights(self, update: WeightUpdate) -> int:
         """See `Engine.load_weights`."""

@@ -48,7 +48,7 @@ class MemoryRow:
     rejected: float
     """Operations for each decision that could not be applied."""
     unreadable: float
-    """Share of decisions that could not be parsed."""
+    """Share of decisions that could not be asked for or parsed."""
     tokens: float
     """Prompt and completion tokens of models while building, for each question asked."""
     seconds: float
@@ -106,7 +106,7 @@ class Row:
     completion_tokens: float = 0.0
     """Mean per question."""
     seconds: float = 0.0
-    """Mean per question, of answering alone."""
+    """Mean per question, of retrieving and answering."""
     failures: dict[str, int] = field(default_factory=dict)
     """Wrong answers by what went wrong, see `memr1.evaluation.failures`."""
     memory: MemoryRow | None = None

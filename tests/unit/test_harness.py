@@ -6,8 +6,10 @@ Not covered: statistics and tables (test_statistics.py).
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,18 +18,21 @@ from rich.console import Console
 from memr1.config import Config
 from memr1.config_file import load_config
 from memr1.data.types import Dialogue, Question, Session, Turn
-from memr1.envs.episode import World
+from memr1.envs.episode import Episode, Speaker, World
 from memr1.errors import MemR1Error
+from memr1.evaluation import harness, remember
 from memr1.evaluation.evaluate import evaluate, is_evaluated, table_name, weights_folder
 from memr1.evaluation.failures import failure, reached
 from memr1.evaluation.harness import Kept, evaluate_system
+from memr1.evaluation.memories import MEMORIES
 from memr1.evaluation.memories.base import Footprint, Memory
 from memr1.evaluation.predictions import Prediction, load_predictions
 from memr1.evaluation.remember import RememberingEngine
 from memr1.evaluation.rows import Row, summarize
 from memr1.evaluation.systems import SYSTEMS, TRAINED, UNTRAINED, WARM, get_system
+from memr1.memory.types import MemoryEntry
 from memr1.rollout.endpoint import EndpointConfig
-from memr1.rollout.engine import GenerationRequest, SamplingParams
+from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
 from memr1.rollout.judge import PROMPT_ID, Item, Leniency, Verdict
 from memr1.training.checkpoints import TrainState
 from memr1.training.runlog import RunLog, read_evaluation
@@ -456,10 +461,41 @@ def test_only_greedy_answers_of_the_same_weights_are_remembered() -> None:
     longer = GenerationRequest((65, 66), "answerer", SamplingParams(12))
     sampled = GenerationRequest((65, 66), "answerer", SamplingParams(9, temperature=1.0))
     first = engine.generate([greedy, sampled])
-    assert engine.generate([sampled, greedy])[1] == first[0] and engine.computed == 3
+    assert engine.generate([sampled, greedy])[1] == first[0] and sum(map(len, inner.batches)) == 3
     engine.generate([longer])
-    assert engine.computed == 4
+    assert sum(map(len, inner.batches)) == 4
     inner.version = 2
     engine.generate([greedy])
-    assert engine.computed == 5
+    assert sum(map(len, inner.batches)) == 5
     assert engine.generate([]) == []
+
+
+def test_a_remembered_answer_reports_the_seconds_that_it_took_and_retrieval_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+
+    class Slow(ScriptedEngine):
+        """Takes two seconds for each completion."""
+
+        def generate(self, requests: Sequence[GenerationRequest]) -> list[Completion]:
+            nonlocal now
+            now += 2.0 * len(requests)
+            return super().generate(requests)
+
+    def retrieve(question: str) -> list[MemoryEntry]:
+        nonlocal now
+        now += 3.0
+        return []
+
+    def build(dialogue: Dialogue, world: World, manager: Speaker) -> Episode[Memory]:
+        yield from ()
+        return Memory(retrieve)
+
+    for module in (harness, remember):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setitem(MEMORIES, "bm25", build)
+    world, kept, engine = make_world(), Kept(), Slow(obedient)
+    first, again = (evaluate_system("bm25", DIALOGUES, world, engine, "factworld", kept)[0] for _ in range(2))
+    assert len(engine.batches) == 1
+    assert {round(p.seconds, 9) for p in (*first, *again)} == {5.0}
