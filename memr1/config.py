@@ -117,8 +117,9 @@ class RolloutConfig:
     """Rollouts per task that share a snapshot; GRPO compares them with one another. 4 to 16, at least 2
     for GRPO."""
     questions_per_decision: int = 6
-    """Questions that judge one decision of the manager: on the turn first, then one on each old entry in sight, which a
-    wrong operation would hit. With fewer than 1 + `memory.manager_top_k`, some entries are not watched."""
+    """Questions that judge one decision of the manager: first one on the turn, then one on each old entry in sight,
+    which a wrong operation would hit, then others on the turn. With fewer than 1 + `memory.manager_top_k`, some entries
+    are not watched; `memr1 data build` counts the questions that are left out."""
     temperature: float = 1.0
     """Sampling temperature in training. Evaluation is greedy."""
     answer_max_new_tokens: int = 32

@@ -76,11 +76,13 @@ def _why_unlinked(dialogue: Dialogue, question: Question, tasks: dict[str, Decis
     if task is None:
         return "the last turn of its evidence holds no fact"
     place = {t.id: i for i, (_, t) in enumerate(dialogue.turns())}
-    for earlier in set(question.evidence) - {turn}:
-        if f"{dialogue.id}/{earlier}" not in tasks:
-            return "an earlier turn of its evidence holds no fact"
-        if window and place[turn] - place[earlier] > window:
-            return "earlier evidence is outside the window"
+    earlier = set(question.evidence) - {turn}
+    if any(f"{dialogue.id}/{other}" not in tasks for other in earlier):
+        return "an earlier turn of its evidence holds no fact"
+    if window and any(place[turn] - place[other] > window for other in earlier):
+        return "earlier evidence is outside the window"
+    if all(question.shown_text != asked.text for asked in task.questions):
+        return "its turn has more than rollout.questions_per_decision"
     return None
 
 

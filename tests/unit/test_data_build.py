@@ -145,6 +145,19 @@ def test_a_question_is_linked_to_the_turn_that_completes_its_evidence_if_the_ear
     assert report["manager, bank: add-everything"]["questions linked to a turn"] == 1
 
 
+CUT = "its turn has more than rollout.questions_per_decision"
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_the_report_counts_what_a_decision_is_asked_and_what_is_cut(tmp_path: Path, most: int) -> None:
+    questions = (asked(1, "8"), asked(2, "8"), asked(3, "1", "8"))
+    config = config_of(tmp_path, [talk(questions=questions)], f"rollout.questions_per_decision={most}")
+    (task,) = [t.task for t in made(config, "manager") if isinstance(t.task, DecisionTask) and t.task.questions]
+    report = build(config)[0]["manager, bank: add-everything"]
+    assert report["questions linked to a turn"] == len(task.questions) == most
+    assert report["questions not linked"] == {CUT: 3 - most}
+
+
 def test_the_report_counts_no_question_at_the_end_as_linked_where_others_are_asked_after_turns(tmp_path: Path) -> None:
     questions = (replace(asked(1, "2"), asked_after="5"), asked(2, "8"))
     config = config_of(tmp_path, [talk(questions=questions)])
@@ -335,7 +348,7 @@ def test_the_published_counts_come_out_of_conv_26(shared_data: Path, tmp_path: P
     config = make_config(
         *("data.kind=locomo", f"data.path={shared_data / 'locomo' / 'locomo3.json'}", "data.window=50", stages),
         *("agents.extractor=utterance", "memory.answerer_top_k=60", "memory.per_speaker=true"),
-        *(f"output={tmp_path}", "rollout.max_prompt_tokens=100000", "rollout.questions_per_decision=50"),
+        *(f"output={tmp_path}", "rollout.max_prompt_tokens=100000", "memory.manager_top_k=5"),
     )
     report, _ = build(config)
     dialogues = report["dialogues"]
@@ -344,7 +357,8 @@ def test_the_published_counts_come_out_of_conv_26(shared_data: Path, tmp_path: P
     assert (dialogues["turns of evidence"], dialogues["turns that complete some evidence"]) == (133, 113)
     manager = report["manager, bank: add-everything"]
     assert manager["decisions"] == 419 and manager["entries in the largest bank"] == 50
-    assert manager["questions linked to a turn"] + sum(manager["questions not linked"].values()) == 152
+    assert manager["questions linked to a turn"] == 127
+    assert manager["questions not linked"] == {"earlier evidence is outside the window": 23, "no evidence": 2}
     answerer = report["answerer, bank: add-everything"]
     assert answerer["questions"] == 152 and answerer["entries retrieved"] == 60
     (dialogue,) = training_dialogues(config)
@@ -356,3 +370,27 @@ def test_the_published_counts_come_out_of_conv_26(shared_data: Path, tmp_path: P
         if t.turn_id == last_evidence(dialogue, q) and q.text in {x.text for x in t.questions}
     }
     assert len(bearing) == manager["questions linked to a turn"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "linked", "cut"),
+    [
+        (("agents.extractor=utterance", "data.window=24"), 122, 0),
+        (("agents.extractor=gold", "data.window=50"), 91, 0),
+        (("agents.extractor=gold", "data.window=24", "rollout.questions_per_decision=4"), 78, 11),
+    ],
+)
+def test_the_questions_of_conv_26_that_train_a_manager(
+    shared_data: Path, tmp_path: Path, settings: tuple[str, ...], linked: int, cut: int
+) -> None:
+    config = make_config(
+        *("data.kind=locomo", f"data.path={shared_data / 'locomo' / 'locomo3.json'}", f"output={tmp_path}"),
+        *("stages=[{role: manager, bank: add-everything}]", "memory.manager_top_k=5", *settings),
+    )
+    report = build(config)[0]["manager, bank: add-everything"]
+    reasons = report["questions not linked"]
+    assert (report["questions linked to a turn"], reasons.get(CUT, 0)) == (linked, cut)
+    assert linked + sum(reasons.values()) == 152
+    if "agents.extractor=gold" in settings:
+        assert reasons["the last turn of its evidence holds no fact"] == 38
+        assert reasons["an earlier turn of its evidence holds no fact"] == 10
