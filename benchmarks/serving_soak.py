@@ -63,6 +63,8 @@ class Seen:
     """What was acknowledged and a search right after it did not find."""
     wrong: list[str] = field(default_factory=list)
     last_write: float = 0.0
+    restarting: bool = False
+    """A process was killed and is not back yet."""
 
 
 @dataclass
@@ -252,20 +254,26 @@ class Load:
             await asyncio.sleep(0.02)
 
 
-async def watch(service: Service, lives: dict[int, Life], seconds: float) -> None:
-    """Note memory and open files of every process twice a second."""
+async def watch(service: Service, seen: Seen, lives: dict[int, Life], seconds: float) -> None:
+    """Look twice a second, except while the service is started again."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        for role, process in service.processes().items():
-            try:
-                rss, files = process.memory_info().rss, process.num_fds()
-            except psutil.Error:
-                continue
-            life = lives.setdefault(process.pid, Life(role, time.monotonic()))
-            life.rss.append(rss)
-            life.files.append(files)
-            life.at.append(time.monotonic())
+        if not seen.restarting:
+            look(service, lives)
         await asyncio.sleep(0.5)
+
+
+def look(service: Service, lives: dict[int, Life]) -> None:
+    """Note memory and open files of every process."""
+    for role, process in service.processes().items():
+        try:
+            rss, files = process.memory_info().rss, process.num_fds()
+        except psutil.Error:
+            continue
+        life = lives.setdefault(process.pid, Life(role, time.monotonic()))
+        life.rss.append(rss)
+        life.files.append(files)
+        life.at.append(time.monotonic())
 
 
 async def look_when_idle(service: Service, lives: dict[int, Life]) -> None:
@@ -284,7 +292,9 @@ async def kill_in_turn(service: Service, seen: Seen, seconds: float, kills: int)
         roles = sorted(service.processes())
         role = roles[i % len(roles)]
         at = time.monotonic()
+        seen.restarting = True
         await asyncio.to_thread(service.kill, role)
+        seen.restarting = False
         back = time.monotonic()
         while seen.last_write < back and time.monotonic() < back + 60:
             await asyncio.sleep(0.02)
@@ -349,9 +359,10 @@ def soak(service: Service, seconds: float, kills: int) -> bool:
     async def all_of_it() -> dict[str, int]:
         load = Load(service.url, seen)
         clients = asyncio.create_task(load.run())
-        watching = asyncio.create_task(watch(service, lives, seconds))
+        watching = asyncio.create_task(watch(service, seen, lives, seconds))
         killed.extend(await kill_in_turn(service, seen, seconds, kills))
         await watching
+        look(service, lives)  # whoever came back at the end has not been seen yet
         load.stop()
         await clients
         await look_when_idle(service, lives)
