@@ -10,6 +10,7 @@ import socket
 import time
 import uuid
 from http import HTTPStatus
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,14 +27,39 @@ FLUSH_S = 5
 """Time for clients to take the rest of their answers when the service stops."""
 
 
+class _Transport:
+    """A client's, which `close` ends in time whether or not the client takes what is still to be sent."""
+
+    def __init__(self, inner: asyncio.Transport, timeout_s: float) -> None:
+        self._inner, self._timeout_s = inner, timeout_s
+        self._overdue: asyncio.TimerHandle | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def close(self) -> None:
+        """See asyncio, which would wait for such a client for ever."""
+        if not self._inner.is_closing():
+            self._overdue = asyncio.get_running_loop().call_later(self._timeout_s, self._inner.abort)
+        self._inner.close()
+
+    def lost(self) -> None:
+        """The connection is closed."""
+        if self._overdue is not None:
+            self._overdue.cancel()
+
+
 class Connection(HttpToolsProtocol):
-    """One client's: a request's head, and what is left of a body when the answer is out already, must come in time."""
+    """One client's: a request's head, and what is left of a body when the answer is out already, must come in time; so
+    must what is left of an answer be taken when the connection is closed."""
 
     timeout_s = 20.0
+    send_timeout_s = 60.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """See asyncio."""
-        super().connection_made(transport)
+        self._bounded = _Transport(transport, self.send_timeout_s)
+        super().connection_made(self._bounded)  # type: ignore[arg-type]  # one in all that uvicorn asks of it
         self._in_head, self._head_bytes = False, 0
         self._understood, self._held_bytes = False, 0
         self._refused = False
@@ -43,6 +69,7 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._came()
+        self._bounded.lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -170,6 +197,7 @@ class Server(uvicorn.Server):
 
         class Patient(Connection):
             timeout_s = services.settings.body_timeout_s
+            send_timeout_s = services.settings.send_timeout_s
 
         self._services, self._app = services, make_app(services)
         super().__init__(

@@ -44,7 +44,8 @@ class ServingConfig:
     body_timeout_s: float = 20.0
     """Time for a request's head, for its body, and again for each MiB of it; then 408."""
     send_timeout_s: float = 60.0
-    """Longest wait for a client to take the next 256 KiB of its answer; then the connection is closed."""
+    """Longest wait for a client to take the next 256 KiB of its answer; then the connection is closed, and cut off if
+    what was sent already is not taken in the same time."""
     max_deletes: int = 3
     """DELETEs that the manager may make in one request; a decision that would go beyond is refused as a whole."""
     guards: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from memr1.serving.server import MAX_HEAD_BYTES
 from tests.unit.serving_cases import address, listening, make_services, running, sensible
 
 MARA = {"user_id": "mara"}
+NOTES = "/v1/banks/notes/memories"
 PATIENCE_S = 0.4
 
 
@@ -35,6 +37,18 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def connected(url: str) -> Iterator[socket.socket]:
     host, port = url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as client:
+        yield client
+
+
+@contextmanager
+def narrow(server: Any) -> Iterator[socket.socket]:
+    """A client for whom, and from whom, the system holds a few KB only: the rest of an answer waits in the server."""
+    with socket.socket(fileno=os.dup(server.servers[0].sockets[0].fileno())) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with socket.socket() as client:
+        client.settimeout(20)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", int(address(server).rsplit(":", 1)[1])))
         yield client
 
 
@@ -245,7 +259,7 @@ def test_what_is_wrong_with_a_request_never_answers_the_one_before(
     services = make_services(tmp_path, slow, body_timeout_s=PATIENCE_S)
     seed = {"text": "Mara lives in Oslo.", "infer": False}
     with listening(services) as url:
-        assert httpx.post(f"{url}/v1/banks/notes/memories", params=MARA, json=seed).status_code == 200
+        assert httpx.post(f"{url}{NOTES}", params=MARA, json=seed).status_code == 200
         with connected(url) as client:
             head = "POST /v1/answer HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body + second)
@@ -261,6 +275,38 @@ def test_what_is_wrong_with_a_request_never_answers_the_one_before(
             assert (refusal(rest[at:]) if at >= 0 else None) == then
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+        f"GET {NOTES}?user_id=mara HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+        "GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\nnonsense\r\n\r\n",
+    ],
+    ids=["whole", "in_pieces", "before_a_refusal"],
+)
+def test_who_takes_nothing_of_an_answer_is_cut_off(tmp_path: Path, asked: str) -> None:
+    services = make_services(tmp_path, None, send_timeout_s=PATIENCE_S, guards=False)
+    with running(services) as server:
+        said = {"messages": [{"content": f"{n} " + "x" * 4000} for n in range(100)], "infer": False}
+        assert httpx.post(f"{address(server)}{NOTES}", params=MARA, json=said, timeout=60).status_code == 200
+        with narrow(server) as client:
+            client.sendall(asked.encode())
+            assert client.recv(12) == b"HTTP/1.1 200"
+            end = time.monotonic() + 20
+            while server.server_state.connections:
+                assert time.monotonic() < end, "the server waits for it"
+                time.sleep(0.02)
+            assert len(heard(client)) < 50_000
+
+
+def test_who_takes_an_answer_late_gets_it_whole(tmp_path: Path) -> None:
+    with running(make_services(tmp_path, None)) as server, narrow(server) as client:
+        client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
+        time.sleep(PATIENCE_S)
+        head, _, body = heard(client).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200") and len(body) > 100_000 and json.loads(body)
+
+
 def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(tmp_path: Path) -> None:
     begun, go = threading.Event(), threading.Event()
 
@@ -274,8 +320,7 @@ def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(t
     with running(services) as server, httpx.Client(base_url=address(server), timeout=20) as client:
         url = address(server)
         seed = {"text": "Mara lives in Oslo.", "infer": False}
-        at = "/v1/banks/notes/memories"
-        assert client.post(at, params=MARA, json=seed).status_code == 200
+        assert client.post(NOTES, params=MARA, json=seed).status_code == 200
         asking = threading.Thread(
             target=lambda: answers.append(
                 httpx.post(f"{url}/v1/answer", json={"question": "Where?", **MARA}, timeout=20)
@@ -287,7 +332,7 @@ def test_a_service_that_stops_finishes_what_is_under_way_and_says_so_to_others(t
         while (ready := client.get("/readyz")).status_code == 200:
             time.sleep(0.01)
         assert (ready.status_code, ready.json()["error"]["code"]) == (503, "not_ready")
-        late = httpx.post(f"{url}{at}", params=MARA, json=seed)  # on a connection of its own
+        late = httpx.post(f"{url}{NOTES}", params=MARA, json=seed)  # on a connection of its own
         assert (late.status_code, late.json()["error"]["code"]) == (503, "shutting_down") and late.headers[
             "retry-after"
         ]
@@ -315,13 +360,12 @@ def test_a_service_that_stops_takes_no_new_jobs_and_the_next_one_does_them(
 
     monkeypatch.setattr(jobs_worker, "add", slow_add)
     services = make_services(tmp_path, slow)
-    at = "/v1/banks/notes/memories"
     with running(services) as server, httpx.Client(base_url=address(server), timeout=20) as client:
         url = address(server)
         said = {"text": "Mara lives in Oslo.", "infer": False}
-        assert client.post(at, params=MARA, json=said).status_code == 200
+        assert client.post(NOTES, params=MARA, json=said).status_code == 200
         bodies = [{"text": f"fact {n}", "infer": False, "wait": False} for n in range(3)]
-        jobs = [client.post(at, params=MARA, json=body).json()["id"] for body in bodies]
+        jobs = [client.post(NOTES, params=MARA, json=body).json()["id"] for body in bodies]
         question = {"question": "Where?", **MARA}
         asking = threading.Thread(
             target=httpx.post, args=(f"{url}/v1/answer",), kwargs={"json": question, "timeout": 20}
@@ -349,5 +393,5 @@ def test_a_service_that_stops_takes_no_new_jobs_and_the_next_one_does_them(
         while client.get(f"/v1/jobs/{jobs[2]}").json()["state"] != "done":
             assert time.monotonic() < end + 20
             time.sleep(0.01)
-        found = client.get(at, params=MARA).json()["memories"]
+        found = client.get(NOTES, params=MARA).json()["memories"]
         assert [m["text"] for m in found] == ["Mara lives in Oslo.", "fact 0", "fact 1", "fact 2"]
