@@ -221,20 +221,22 @@ class AgentService:
         ask = request(prompt, Speaker("answerer"), self.config.rollout.answer_max_new_tokens, seed=0)
         ids: list[int] = []
         told = ""
-        async with _limit(self._settings.timeout_s):
-            async for heard in self._generator.stream(ask):
-                if isinstance(heard, Completion):
-                    whole = self._answered(prompt, retrieved, heard)
-                    if whole.text is not None and whole.text.startswith(told) and len(whole.text) > len(told):
-                        yield whole.text[len(told) :]
-                    yield whole
-                    return
-                ids.append(heard)
-                text = self._agents.answerer.read(self._agents.codec.decode(ids)).text
-                # a character whose bytes are not all there yet shows as a replacement: wait for the rest
-                if text is not None and text.startswith(told) and len(text) > len(told) and text[-1] != "\ufffd":
-                    yield text[len(told) :]
-                    told = text
+        begun, stream = asyncio.get_running_loop().time(), self._generator.stream(ask)
+        while True:
+            async with _limit(self._settings.timeout_s, begun):  # not of what the caller does with the parts
+                heard = await anext(stream)
+            if isinstance(heard, Completion):
+                whole = self._answered(prompt, retrieved, heard)
+                if whole.text is not None and whole.text.startswith(told) and len(whole.text) > len(told):
+                    yield whole.text[len(told) :]
+                yield whole
+                return
+            ids.append(heard)
+            text = self._agents.answerer.read(self._agents.codec.decode(ids)).text
+            # a character whose bytes are not all there yet shows as a replacement: wait for the rest
+            if text is not None and text.startswith(told) and len(text) > len(told) and text[-1] != "\ufffd":
+                yield text[len(told) :]
+                told = text
 
     async def _question(
         self,
@@ -315,8 +317,10 @@ class _Turn:
 class _limit:
     """`asyncio.timeout` that says so in the service's words."""
 
-    def __init__(self, seconds: float) -> None:
-        self._timeout, self._seconds = asyncio.timeout(seconds), seconds
+    def __init__(self, seconds: float, begun: float | None = None) -> None:
+        """begun: when the time began, by the loop's clock; default now."""
+        begun = asyncio.get_running_loop().time() if begun is None else begun
+        self._timeout, self._seconds = asyncio.timeout_at(begun + seconds), seconds
 
     async def __aenter__(self) -> None:
         await self._timeout.__aenter__()

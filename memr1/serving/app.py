@@ -113,8 +113,8 @@ def start(settings: ServingConfig) -> Services:
 
 def observed(generator: Generator, metrics: Metrics, traces: Traces | None = None) -> Generator:
     """A generator whose work metrics and traces show."""
-    timed = TimedGenerator(generator, metrics)
-    return timed if traces is None else TracedGenerator(timed, traces)
+    traced = generator if traces is None else TracedGenerator(generator, traces)
+    return TimedGenerator(traced, metrics)  # outside: it hears a stream out, so that spans have the model's time, too
 
 
 def _source(settings: ServingConfig) -> Source | None:

@@ -109,7 +109,6 @@ class _Waiting:
     told: int = 0
     """Tokens of a stream that are out; a round that is played again does not tell them twice."""
     given_up: bool = False
-    since: float = field(default_factory=time.monotonic)
 
     def tell(self, what: int | Completion | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more

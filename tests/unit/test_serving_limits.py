@@ -14,9 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
+from memr1.memory.scopes import Scope
 from memr1.serving.app import make_app
 from memr1.serving.keys import KeyFile
 from memr1.serving.proxy import JsonErrors
+from memr1.serving.refs import BankRef
 from tests.unit.serving_cases import (
     bearer,
     error_of,
@@ -124,6 +126,31 @@ def test_every_response_carries_its_id_and_the_security_headers(tmp_path: Path) 
             assert "server" not in response.headers
         forged = client.get("/healthz", headers={"X-Request-Id": "a b\t" + "x" * 200})
         assert len(forged.headers["x-request-id"]) == 32
+
+
+def test_a_stream_may_be_listened_to_for_longer_than_the_model_may_take(tmp_path: Path) -> None:
+    services = make_services(tmp_path)
+    ref = BankRef(Scope(tenant="local", user_id="mara"), "notes")
+
+    async def listen() -> list[Any]:
+        loop, later = asyncio.get_running_loop(), 0.0
+        clock = loop.time
+        loop.time = lambda: clock() + later  # type: ignore[method-assign]
+        told = []
+        async for part in services.agent().answer_in_parts(ref.scope, [ref], "Where does Mara live?"):
+            later += 2 * services.settings.timeout_s
+            await asyncio.sleep(0.01)
+            told.append(part)
+        return told
+
+    try:
+        with local_client(services) as client:
+            said = {"text": "Mara lives in Oslo.", "infer": False}
+            assert client.post(f"{NOTES}/memories", params=MARA, json=said).status_code == 200
+            *parts, whole = asyncio.run(listen())
+        assert "".join(parts) == whole.text == "Oslo" and len(parts) > 1
+    finally:
+        services.close()
 
 
 def test_a_model_that_takes_too_long_is_given_up_and_what_was_written_stays(tmp_path: Path) -> None:

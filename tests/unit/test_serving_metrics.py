@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.testclient import TestClient
 
+from memr1.errors import MemR1Error
+from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
+from memr1.serving import observe
+from memr1.serving.app import observed
 from memr1.serving.inference import RoundStats
 from memr1.serving.observe import Metrics
+from memr1.serving.tracing import Traces
 from tests.unit.serving_cases import sensible, serving
 
 MARA = {"user_id": "mara"}
@@ -69,6 +77,66 @@ def test_time_by_role_is_that_of_the_model_without_banks_and_turn_taking(
     whole = values(text, "memr1_request_seconds_sum", "route")
     assert took["manager"] >= 0.4 and took["answerer"] >= 0.6
     assert took["answerer"] <= whole["/v1/answer"] + whole["/v1/chat/completions"] - 3 * 0.5
+
+
+class _Model:
+    """Tells two tokens and a completion; each takes a second of the clock."""
+
+    def __init__(self, clock: list[float]) -> None:
+        self._clock = clock
+
+    async def stream(self, request: GenerationRequest) -> AsyncIterator[int | Completion]:
+        """See `Generator.stream`."""
+        for heard in (1, 2, Completion((1, 2), (0.0, 0.0), "stop", 0)):
+            self._clock[0] += 1
+            yield heard
+
+
+def test_the_time_of_whoever_listens_to_a_stream_is_not_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, metrics, exporter = [0.0], Metrics(), InMemorySpanExporter()
+    monkeypatch.setattr(observe.time, "perf_counter", lambda: clock[0])
+    traces = Traces(exporter)
+    first = 0
+
+    async def listen() -> list[int | Completion]:
+        nonlocal first
+        told = []
+        model: Any = _Model(clock)
+        async for heard in observed(model, metrics, traces).stream(
+            GenerationRequest((7,), "answerer", SamplingParams(8))
+        ):
+            first = first or time.time_ns()
+            clock[0] += 100
+            told.append(heard)
+        return told
+
+    assert len(asyncio.run(listen())) == 3 and clock[0] == 303
+    traces.close()
+    text = generate_latest(metrics.registry).decode()
+    assert values(text, "memr1_generation_seconds_sum", "role") == {"answerer": 3}
+    (span,) = exporter.get_finished_spans()
+    assert span.end_time is not None and span.end_time <= first, "nor is it in the model's span"
+
+
+@pytest.mark.parametrize("after", [0, 1])
+def test_what_a_stream_fails_with_reaches_whoever_listens(after: int) -> None:
+    class Failing(_Model):
+        async def stream(self, request: GenerationRequest) -> AsyncIterator[int | Completion]:
+            for token in range(after):
+                yield token
+            raise MemR1Error("the model is gone")
+
+    async def listen() -> None:
+        model: Any = Failing([0.0])
+        told = []
+        with pytest.raises(MemR1Error, match="the model is gone"):
+            async for heard in observed(model, Metrics()).stream(
+                GenerationRequest((7,), "answerer", SamplingParams(8))
+            ):
+                told.append(heard)
+        assert len(told) == after
+
+    asyncio.run(listen())
 
 
 def test_rounds_are_counted_by_how_many_generations_they_hold(tmp_path: Path) -> None:
