@@ -166,33 +166,46 @@ def plan_microbatches(
 def _rows(sequences: Sequence[TrainSequence], budget: int, ranks: int, share: bool) -> list[_Row]:
     if not share:
         return [_Row(s.prompt_ids, (s,)) for s in sequences]
+    families = _families(sequences)
+    parts = [least for _, least in families]
+    # a rank without a row would only wait for the others, so the largest parts are cut until there is one for each
+    while sum(parts) < min(ranks, len(sequences)):
+        parts[max(range(len(parts)), key=lambda i: len(families[i][0].members) / parts[i])] += 1
+    rows: list[_Row] = []
+    for (family, _), n in zip(families, parts, strict=True):
+        size = len(family.members)
+        for i in range(n):
+            rows += _filled(family.shared, family.members[size * i // n : size * (i + 1) // n], budget)
+    return rows
+
+
+def _families(sequences: Sequence[TrainSequence]) -> list[tuple[_Row, int]]:
+    """Sequences that may share a row, as one row without a budget, and how many rows they are cut into at least."""
     by_prompt: dict[tuple[int, ...], list[TrainSequence]] = {}
     for s in sequences:
         by_prompt.setdefault(s.prompt_ids, []).append(s)
-    rows, alone = [], []
+    families: list[tuple[_Row, int]] = []
+    alone: list[TrainSequence] = []
     for prompt, members in by_prompt.items():
         if len(members) > 1:
-            rows += _filled(prompt, members, budget, len(members))
+            families.append((_Row(prompt, tuple(members)), 1))
         else:
             alone += members
     begin = common_prefix_length([s.prompt_ids for s in alone]) if len(alone) > 1 else 0
     if begin < MIN_SHARED_TOKENS:
-        return rows + [_Row(s.prompt_ids, (s,)) for s in alone]
-    # as many rows as there are ranks where possible: one long row would leave the others idle
-    most = min(MOST_BRANCHES, math.ceil(len(alone) / ranks))
-    return rows + _filled(alone[0].prompt_ids[:begin], alone, budget, most)
+        return families + [(_Row(s.prompt_ids, (s,)), 1) for s in alone]
+    return [*families, (_Row(alone[0].prompt_ids[:begin], tuple(alone)), math.ceil(len(alone) / MOST_BRANCHES))]
 
 
-def _filled(shared: tuple[int, ...], members: Sequence[TrainSequence], budget: int, most: int) -> list[_Row]:
-    """Rows of up to `most` members within the budget; a member that is longer has one of its own."""
+def _filled(shared: tuple[int, ...], members: Sequence[TrainSequence], budget: int) -> list[_Row]:
+    """Rows within the budget; a member that is longer has one of its own."""
     rows: list[_Row] = []
     for m in members:
-        if rows and len(rows[-1].members) < most:
-            longer = _Row(shared, (*rows[-1].members, m))
-            if longer.length <= budget:
-                rows[-1] = longer
-                continue
-        rows.append(_Row(shared, (m,)))
+        longer = _Row(shared, (*rows[-1].members, m)) if rows else None
+        if longer is not None and longer.length <= budget:
+            rows[-1] = longer
+        else:
+            rows.append(_Row(shared, (m,)))
     return rows
 
 

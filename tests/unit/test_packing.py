@@ -175,6 +175,17 @@ def test_a_row_of_different_prompts_leaves_work_for_every_rank_and_keeps_to_the_
     assert all(b.input_ids.size <= 40 for b in batches)
 
 
+@pytest.mark.parametrize(
+    ("groups", "ranks", "completions"),
+    [(2, 8, [2] * 8), (3, 8, [2, 2, 3, 3, 3, 3, 4, 4]), (1, 5, [1, 1, 2, 2, 2]), (2, 2, [8, 8]), (2, 16, [1] * 16)],
+)
+def test_groups_are_cut_where_there_are_more_ranks_than_groups(groups: int, ranks: int, completions: list[int]) -> None:
+    sequences = [TrainSequence((3 + g, 4, 5), (6, 7 + n), (True, True)) for g in range(groups) for n in range(8)]
+    work = plan(sequences, ranks=ranks)
+    assert sorted(sum(len(np.unique(b.sequence_ids)) for b in rank) for rank in work.ranks) == completions
+    assert work.computed_tokens == max(groups, ranks) * 3 + groups * 8
+
+
 def test_prompts_that_share_little_keep_rows_of_their_own() -> None:
     sequences = [replace(s, prompt_ids=s.prompt_ids[8:]) for s in demonstrations()]
     assert plan(sequences).computed_tokens == plan(sequences).unshared_tokens
@@ -290,7 +301,7 @@ def test_micro_batches_stay_within_the_budget_padding_counted() -> None:
 
 
 def test_every_rank_gets_the_same_number_of_micro_batches_and_fillers_train_nothing() -> None:
-    work = plan(grouped_sequences(), ranks=5, budget=30)
+    work = plan(grouped_sequences(), ranks=5, budget=1)
     assert len({len(r) for r in work.ranks}) == 1
     fillers = [b for r in work.ranks for b in r if not len(b.targets)]
     assert fillers
@@ -369,7 +380,7 @@ def as_seen(s: TrainSequence) -> tuple[Any, ...]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(sequences=any_sequences(), ranks=st.integers(1, 3), budget=st.integers(1, 40), share=st.booleans())
+@given(sequences=any_sequences(), ranks=st.integers(1, 5), budget=st.integers(1, 40), share=st.booleans())
 def test_every_trained_token_is_scored_once_with_its_own_target_advantage_and_logprob(
     sequences: list[TrainSequence], ranks: int, budget: int, share: bool
 ) -> None:
@@ -384,6 +395,8 @@ def test_every_trained_token_is_scored_once_with_its_own_target_advantage_and_lo
     found = [s for rank in work.ranks for batch in rank for s in read_back(batch)]
     assert sorted(found) == sorted(map(as_seen, live))
     assert work.computed_tokens <= work.unshared_tokens
+    busy = [rank for rank in work.ranks if any(len(b.targets) for b in rank)]
+    assert len(busy) == min(ranks, len(live))
 
 
 @settings(max_examples=60, deadline=None)
