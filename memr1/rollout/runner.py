@@ -52,7 +52,8 @@ class Play:
 def eos_token_ids(policies: PolicyModel, tokenizer: Any) -> tuple[int, ...]:
     """Every token that ends a turn: the tokenizer's, and those the model's generation config adds."""
     ids = {tokenizer.eos_token_id}
-    generation = policies.module("base").generation_config
+    # any role's: with full weights, asking for the base would load another model
+    generation = policies.module(policies.roles[0]).generation_config
     extra = generation.eos_token_id if generation is not None else None
     ids.update(extra if isinstance(extra, list) else [] if extra is None else [extra])
     return tuple(sorted(ids))
@@ -127,7 +128,7 @@ class Runner:
     def _longest(self) -> int:
         """Tokens of the longest prompt and completion together. MemR1Error when the model has no room for them."""
         rollout, name = self.config.rollout, self.config.model.name
-        window = context_window(self.policies.module("base"))
+        window = context_window(self.policies.module(ROLES[0]))
         completions = (rollout.answer_max_new_tokens, rollout.manager_max_new_tokens, rollout.extractor_max_new_tokens)
         longest = rollout.max_prompt_tokens + max(completions)
         if longest > window:
@@ -183,7 +184,7 @@ class Runner:
         if self._channel is not None:
             self._channel.close()
         try:
-            self._channel = Channel(meeting, rank, next(self.policies.module("base").parameters()).device)
+            self._channel = Channel(meeting, rank, next(self.policies.module(ROLES[0]).parameters()).device)
         except RuntimeError as error:
             _log.warning("no channel to the learner: %s", error)
             self._channel = None

@@ -19,6 +19,8 @@ from memr1.data.factworld import generate_dialogues
 from memr1.errors import MemR1Error
 from memr1.models.architectures import describe
 from memr1.models.registry import load_causal_lm
+from memr1.rollout.channel import Meeting
+from memr1.rollout.runner import Runner
 from memr1.training.dry_run import Gpus, dry_run, plan, read_gpus
 from memr1.training.estimate import learner_bytes, runner_bytes, step_tokens
 from memr1.training.tasks import build_tasks, task_prompt
@@ -161,6 +163,16 @@ def test_a_runner_of_whole_models_holds_the_base_only_where_somebody_asks_it() -
     assert copies(*extracting) == 3
     server = ("agents.extractor_endpoint.url=http://localhost:1/v1", "agents.extractor_endpoint.model=m")
     assert copies(*extracting, *server) == 2
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_a_runner_holds_the_weights_that_a_dry_run_tells(weights: str) -> None:
+    config = small(f"model.weights={weights}", "evaluation.systems=[trained]")
+    runner = Runner(config)
+    assert not runner.open_channel(Meeting("127.0.0.1", 1, 2, 0.1), 1)  # nobody is there
+    held = {id(p): p for module in runner.policies._modules.values() for p in module.parameters()}
+    size = sum(p.numel() * p.element_size() for p in held.values())
+    assert runner_bytes(describe("tiny-random", config.model.lora), config, width=4)["weights"] == size
 
 
 def test_a_key_value_cache_is_as_large_as_transformers_makes_it() -> None:
