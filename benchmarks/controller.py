@@ -154,7 +154,7 @@ def simulated(scenario: Scenario, folder: Path) -> Iterator[tuple[Trainer, RayPo
         shares = Shares(1.0, 0.0, 1.0, 0.0, 1)
         with RunLog(config.run_dir) as log:
             (config.run_dir / "config.yaml").touch()
-            yield Trainer(config, pool, lambda *a: RayLearnerGroup(config, *a, shares), log), pool, clock
+            yield Trainer(config, pool, lambda *a: RayLearnerGroup(*a, shares), log), pool, clock
 
 
 def ideal_step_s(scenario: Scenario) -> float:

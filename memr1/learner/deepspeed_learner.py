@@ -87,6 +87,9 @@ class DeepSpeedLearner:
         module = self._contexts.enter_context(self.policies.use(role))  # the role stays active for the learner's life
         self.policies.train_only(role)
         self.scorer = CompletionScorer(module, gradient_checkpointing=config.learner.gradient_checkpointing)
+        self._reference_scorer = self.scorer  # LoRA: the same module with another adapter
+        if config.algo.kl_coef > 0 and config.model.weights == "full":
+            self._reference_scorer = CompletionScorer(self.policies.module(REFERENCE))
         self.shares_prefixes = config.learner.share_prefixes and shared_prefixes_are_exact(self.scorer, pad_id=0)
         if config.learner.share_prefixes and not self.shares_prefixes:
             logger.warning("%s: shared prompts are computed once per completion, see above", config.model.name)
@@ -231,7 +234,7 @@ class DeepSpeedLearner:
         inputs = to_tensors(batch, self.device)
         logprobs, entropy = self.engine(**inputs, temperature=settings.temperature)
         # also for a filler micro-batch: under ZeRO-3 every forward pass is a collective
-        needs_reference = algo.kl_coef > 0 and algo.kl_in == "loss" and settings.objective != "sft"
+        needs_reference = algo.kl_coef > 0 and algo.kl_in == "loss"
         reference = self._reference_logprobs(inputs, settings.temperature) if needs_reference else None
         if len(batch.targets) == 0:
             return logprobs.sum() * 0.0, {}, old
@@ -276,12 +279,8 @@ class DeepSpeedLearner:
     def _reference_logprobs(self, inputs: Mapping[str, Any], temperature: float) -> Any:
         import torch
 
-        from memr1.learner.scoring import CompletionScorer
-
-        with torch.no_grad(), self.policies.use(REFERENCE) as module:
-            # LoRA: the same module with another adapter; full: another copy, which needs a scorer of its own
-            scorer = self.scorer if module is self.scorer.causal_lm else CompletionScorer(module)
-            logprobs, _ = scorer(**inputs, temperature=temperature)
+        with torch.no_grad(), self.policies.use(REFERENCE):
+            logprobs, _ = self._reference_scorer(**inputs, temperature=temperature)
         return logprobs
 
     def _gathered(self, role: str, *, write: bool = False) -> Any:

@@ -32,7 +32,8 @@ class Engine:
     """AdamW over `parameters` of `module`, sharded over the ranks as `learner.zero_stage` says.
 
     All ranks must make the same calls in the same order. With parameters in bf16 (full fine-tuning) the optimizer keeps
-    fp32 copies, since small steps would round away.
+    fp32 copies, since small steps would round away, and gradients are added up in fp32, since a sum in bf16 no longer
+    grows at 256 times what is added.
     """
 
     def __init__(self, module: nn.Module, parameters: Sequence[nn.Parameter], learner: LearnerConfig) -> None:
@@ -42,6 +43,12 @@ class Engine:
         self._seen: Tensor | None = None
         for p in parameters:
             p.register_hook(self._see)
+        low_precision = any(p.dtype == torch.bfloat16 for p in parameters)
+        self._sums: dict[nn.Parameter, Tensor] = {}
+        sums_here = low_precision and learner.zero_stage == 0  # where DeepSpeed adds up in the parameters' type only
+        if sums_here:
+            for p in parameters:
+                p.register_post_accumulate_grad_hook(self._add_up)
         zero: dict[str, Any] = {"stage": learner.zero_stage}
         if learner.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu"}
@@ -66,7 +73,8 @@ class Engine:
                 "zero_optimization": zero,
                 "zero_force_ds_cpu_optimizer": False,  # its own needs a C++ compiler
                 "gradient_clipping": learner.max_grad_norm,
-                "bf16": {"enabled": any(p.dtype == torch.bfloat16 for p in parameters)},
+                "bf16": {"enabled": low_precision, "immediate_grad_update": True},
+                "data_types": {} if sums_here else {"grad_accum_dtype": "fp32"},
                 "steps_per_print": 10**9,
             },
         )
@@ -108,8 +116,18 @@ class Engine:
         total = gradient.detach().sum(dtype=torch.float32)
         self._seen = total if self._seen is None else self._seen + total
 
+    def _add_up(self, parameter: nn.Parameter) -> None:
+        """Take a parameter's gradient of one micro-batch away and add it to those before, in fp32."""
+        assert parameter.grad is not None
+        total = self._sums.get(parameter)
+        self._sums[parameter] = parameter.grad.float() if total is None else total.add_(parameter.grad)
+        parameter.grad = None
+
     def step(self, learning_rate: float) -> float:
         """One optimizer step over what `backward` has added up; the global norm of the gradient before clipping."""
+        for parameter, total in self._sums.items():
+            parameter.grad = total.to(parameter.dtype)
+        self._sums.clear()
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.step()

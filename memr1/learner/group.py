@@ -36,8 +36,8 @@ class LearnerGroup(Protocol):
         """Release processes and memory."""
 
 
-LearnerFactory = Callable[[str, str | None], LearnerGroup]
-"""(role, folder of policies or None) -> a new group whose optimizer is fresh."""
+LearnerFactory = Callable[[Config, str, str | None], LearnerGroup]
+"""(configuration for the stage, role, folder of policies or None) -> a new group whose optimizer is fresh."""
 
 
 class LocalLearnerGroup:

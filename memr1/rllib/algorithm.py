@@ -242,9 +242,8 @@ class MemoryR1(Algorithm):
         config.memr1, config.embedders = experiment, self._embedders
         return config
 
-    def _make_learners(self, role: str, policies: str | None) -> RayLearnerGroup:
-        config, record = self.trainer.config, self._timeline.record
-        return RayLearnerGroup(config, role, policies, self.config.claims, self._bundles, record)
+    def _make_learners(self, config: Config, role: str, policies: str | None) -> RayLearnerGroup:
+        return RayLearnerGroup(config, role, policies, self.config.claims, self._bundles, self._timeline.record)
 
     def _free_learners(self) -> None:
         if self._bundles is not None:

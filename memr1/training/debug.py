@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -40,9 +41,7 @@ class Rehearsal(Trainer):
         config = replace(config, learner=replace(config.learner, num_learners=1))
         pool = LocalPool(config) if plays else cast(RunnerPool, None)  # only the learner is needed then
         beside = pool.runner.policies if isinstance(pool, LocalPool) else None
-        super().__init__(
-            config, pool, lambda role, folder: LocalLearnerGroup(config, role, folder, beside), cast("RunLog", None)
-        )
+        super().__init__(config, pool, partial(LocalLearnerGroup, beside=beside), cast("RunLog", None))
         self.checkpoint = checkpoint
         ahead = False
         if checkpoint is not None:

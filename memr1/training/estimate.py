@@ -20,12 +20,14 @@ def learner_bytes(arch: Architecture, config: Config, width: int, scored_share: 
     """Bytes of one learner rank.
 
     width: bytes of a weight, 2 or 4. scored_share: share of the tokens of a micro-batch that are completions.
-    Mixed precision with AdamW takes 2 + 2 + 12 bytes for a trained weight, and the ZeRO stages divide the 12, the 2 of
-    the gradient and the 2 of the weight by the ranks, in this order (ZeRO, arXiv 1910.02054, section 3.1).
+    Mixed precision with AdamW takes 2 + 4 + 12 bytes for a trained weight, and the ZeRO stages divide the 12, the 4 of
+    the gradient and the 2 of the weight by the ranks, in this order (ZeRO, arXiv 1910.02054, section 3.1, where
+    gradients take 2: here those of micro-batches are added up in float32).
     """
     learner, ranks = config.learner, config.learner.num_learners
     optimizer_ranks, gradient_ranks, weight_ranks = (ranks if learner.zero_stage >= s else 1 for s in (1, 2, 3))
-    reference = 2 if config.algo.kl_coef > 0 else 1
+    measures_kl = not config.stages or any(s.objective != "sft" for s in config.stages)
+    reference = 2 if config.algo.kl_coef > 0 and measures_kl else 1
     if config.model.weights == "lora":
         trained, trained_width = arch.adapter_parameters, 4  # adapters are float32 whatever the base is
         frozen = arch.parameters * width + (reference - 1) * trained * 4
@@ -33,7 +35,7 @@ def learner_bytes(arch: Architecture, config: Config, width: int, scored_share: 
         trained, trained_width = arch.parameters, width
         frozen = (reference - 1) * arch.parameters * width
     states = 8 if trained_width == 4 else 12  # Adam's two moments, and a float32 copy of low-precision weights
-    weights, gradients = trained * trained_width // weight_ranks, trained * trained_width // gradient_ranks
+    weights, gradients = trained * trained_width // weight_ranks, trained * 4 // gradient_ranks
     optimizer = 0 if learner.offload_optimizer else trained * states // optimizer_ranks
     own_critic = config.algo.critic.backbone == "own" and any(s.objective == "ppo" for s in config.stages)
     critic = weights + gradients + optimizer  # as large as what is trained, and trained as it is

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from memr1.config import Config
@@ -16,10 +17,7 @@ class LocalSession:
 
     def __init__(self, config: Config, log: RunLog, resume: Path | None) -> None:
         pool = LocalPool(config)
-
-        def learners(role: str, folder: str | None) -> LocalLearnerGroup:
-            return LocalLearnerGroup(config, role, folder, beside=pool.runner.policies)
-
+        learners = partial(LocalLearnerGroup, beside=pool.runner.policies)
         self.trainer = Trainer(config, pool, learners, log, resume)
 
     def step(self) -> dict[str, float]:

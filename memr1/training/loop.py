@@ -284,7 +284,10 @@ class Trainer:
     def _make_learners(self) -> LearnerGroup:
         self.unchecked = self.state.stage_step == 0
         policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
-        return self.make_learners(self.stage.role, policies)
+        config = self.config
+        if self.stage.objective == "sft":  # measures no KL, so its learners need hold no reference
+            config = replace(config, algo=replace(config.algo, kl_coef=0.0))
+        return self.make_learners(config, self.stage.role, policies)
 
     def _stage_tasks(self, stage: StageConfig) -> list[TrainTask]:
         if stage.traces is not None:

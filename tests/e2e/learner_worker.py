@@ -1,7 +1,7 @@
 """One rank of a learner group as a program: `python -m tests.e2e.learner_worker '<json>'`, started by the tests.
 
-Keys: rank, world, port, zero, weights, objective, budget, out (folder), save_after (steps before a save; 0 never),
-steps, restore.
+Keys: rank, world, port, zero, weights, dtype, objective, budget, out (folder), save_after (steps before a save; 0
+never), steps, restore.
 Rank 0 writes `out`/weights.npz; every rank writes `out`/stats-<rank>.json with a list of one dict per step.
 """
 
@@ -39,6 +39,7 @@ def main() -> None:
         zero_stage=spec["zero"],
         kl_coef=0.5,
         weights=spec["weights"],
+        dtype=spec["dtype"],
         algo={"kl_in": "reward" if spec["objective"] == "ppo" else "loss"},
     )
     restore = Path(spec["restore"]) if spec["restore"] else None

@@ -44,6 +44,7 @@ def run_group(
     zero: int,
     weights: str = "lora",
     objective: str = "grpo",
+    dtype: str = "float32",
     restore: Path | None = None,
 ) -> Result:
     """Start `world` processes, wait for all, and fail with the output of the first that failed."""
@@ -54,6 +55,7 @@ def run_group(
     spec: dict[str, Any] = {
         "world": world, "zero": zero, "weights": weights, "objective": objective, "port": port, "out": str(folder),
         "steps": STEPS, "save_after": SAVE_AFTER, "restore": str(restore) if restore else None, "budget": BUDGET,
+        "dtype": dtype,
     }  # fmt: skip
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
     logs = [folder / f"log-{rank}.txt" for rank in range(world)]
@@ -121,6 +123,20 @@ def test_two_ranks_at_every_zero_stage_equal_one_rank_and_resume_bit_for_bit(
         assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
         assert b["tokens"] > 0
     assert abs(both.stats[2]["reference_kl"]) > 0
+    resumed = run_group(tmp_path / "resumed", **kind, restore=both.folder)
+    assert far(resumed, both) == 0.0
+    assert resumed.stats == both.stats[SAVE_AFTER:]
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_ranks_with_full_weights_in_bf16_learn_what_one_does_and_resume_bit_for_bit(
+    zero: int, one_rank: dict[str, Result], tmp_path: Path
+) -> None:
+    kind: dict[str, Any] = {"world": 2, "zero": zero, "weights": "full", "dtype": "bfloat16"}
+    both = run_group(tmp_path / "both", **kind)
+    for a, b in zip(one_rank["full grpo"].stats, both.stats, strict=True):
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.05)
+        assert b["entropy"] == pytest.approx(a["entropy"], rel=0.01)
     resumed = run_group(tmp_path / "resumed", **kind, restore=both.folder)
     assert far(resumed, both) == 0.0
     assert resumed.stats == both.stats[SAVE_AFTER:]

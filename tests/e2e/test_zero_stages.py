@@ -55,6 +55,21 @@ def test_a_sharded_group_goes_on_bit_for_bit_with_its_critic(
     critic.test_a_restored_group_goes_on_bit_for_bit_with_its_critic(make_group, tmp_path, backbone, zero_stage)
 
 
+@pytest.mark.usefixtures("learner_process")
+@pytest.mark.parametrize(("zero_stage", "offload"), [(1, False), (2, False), (3, False), (1, True), (3, True)])
+def test_gradients_of_bf16_weights_are_added_up_in_fp32_at_every_stage(zero_stage: int, offload: bool) -> None:
+    learner.test_gradients_of_bf16_weights_are_added_up_in_fp32(zero_stage, offload)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_a_sharded_group_with_full_weights_in_bf16_goes_on_bit_for_bit(
+    make_group: MakeGroup, tmp_path: Path, zero_stage: int
+) -> None:
+    learner.test_a_restored_group_goes_on_bit_for_bit_and_keeps_its_reference(
+        make_group, tmp_path, "full", "bfloat16", zero_stage
+    )
+
+
 @pytest.mark.parametrize("zero_stage", [2, 3])
 def test_a_sharded_group_refuses_a_loss_that_is_no_number(
     make_group: MakeGroup, tmp_path: Path, zero_stage: int

@@ -89,7 +89,7 @@ def test_the_first_update_is_checked_also_behind_steps_without_a_signal(
 ) -> None:
     config = make_config("stages=[{objective: grpo}]")
     learners: Any = Learners(wrong_from)
-    trainer = Trainer(config, cast(Any, Any), lambda role, folder: learners, cast(Any, Any))
+    trainer = Trainer(config, cast(Any, Any), lambda *_: learners, cast(Any, Any))
     trainer.state.stage_step = begun
     batches = iter([Batch([], [], {}, {}), *(Batch(batch(1.0, -1.0), [], {}, {}) for _ in range(2))])
     monkeypatch.setattr(trainer, "_prepare_tasks", lambda: None)

@@ -131,7 +131,7 @@ def test_zero_divides_what_its_stage_divides() -> None:
         config = load_config(None, ["model.weights=full", f"learner.zero_stage={stage}", "learner.num_learners=8"])
         told = learner_bytes(arch, config, width=2)
         found = (told["optimizer"], told["gradients"], told["trained weights"])
-        assert found == tuple(b * n // s for b, s in zip((12, 2, 2), shares, strict=True))
+        assert found == tuple(b * n // s for b, s in zip((12, 4, 2), shares, strict=True))
 
 
 def test_a_critic_of_its_own_takes_what_the_policy_takes() -> None:

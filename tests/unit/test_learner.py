@@ -16,15 +16,17 @@ import numpy as np
 import pytest
 import torch
 
-from memr1.config import Config
+from memr1.config import Config, LearnerConfig, StageConfig
 from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import REFERENCE
+from memr1.learner.engine import Engine, Rendezvous, join
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.models.adapters import PolicyModel
 from memr1.models.architectures import describe
 from memr1.models.cpu import prefers_onednn
 from memr1.training.estimate import learner_bytes
+from memr1.training.loop import Trainer
 from tests.unit.learner_cases import LEARNING_RATE, ROLE, make_config, make_plan, make_sequences, make_settings
 from tests.unit.small_models import build, plain_logprobs
 
@@ -296,6 +298,25 @@ def test_full_weights_in_bf16_add_small_steps_up_in_a_fp32_master(make_group: Ma
     assert (old != new)[large].mean() > 0.8
 
 
+@pytest.mark.usefixtures("learner_process")
+def test_gradients_of_bf16_weights_are_added_up_in_fp32(zero_stage: int = 0, offload: bool = False) -> None:
+    join(Rendezvous(), torch.device("cpu"), 60.0)
+    learner = replace(LearnerConfig(), zero_stage=zero_stage, offload_optimizer=offload)
+    torch.manual_seed(0)
+    model = torch.nn.Linear(16, 8).bfloat16()
+    engine = Engine(model, list(model.parameters()), learner)
+    inputs = torch.randn(4, 16).bfloat16()
+
+    norms = []
+    for backwards in (1, 600):
+        for _ in range(backwards):
+            assert engine.backward(engine(input=inputs).float().mean())
+        norms.append(engine.step(0.0))
+    # each of 600 equal gradients is less than half of the last digit of a sum in bf16 that has reached 256 of them
+    assert norms[1] == pytest.approx(600 * norms[0], rel=0.01)
+    engine.close()
+
+
 def test_only_the_role_that_learns_moves(make_group: MakeGroup) -> None:
     group = make_group(kl_coef=0.01)
     policies = group.learner.policies
@@ -304,6 +325,31 @@ def test_only_the_role_that_learns_moves(make_group: MakeGroup) -> None:
     train(group, 2)
     assert all(torch.equal(w, reference[n]) for n, w in policies.weights(REFERENCE).items())
     assert all(torch.equal(p, base[n]) for n, p in policies.module("base").named_parameters() if n in base)
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_the_reference_is_asked_once_for_each_micro_batch(make_group: MakeGroup, weights: str) -> None:
+    group, work = make_group(kl_coef=0.5, weights=weights), make_plan()
+    asked = []
+    with group.learner.policies.use(REFERENCE) as model:
+        model.get_decoder().register_forward_hook(lambda *_: asked.append(group.learner.policies._active))
+    group.update(work, make_settings(work))
+    assert len(work.ranks[0]) == 2
+    assert asked == ([ROLE, REFERENCE] * 2 if weights == "lora" else [asked[0]] * 2)
+
+
+def test_learners_of_a_supervised_stage_hold_no_reference(make_group: MakeGroup) -> None:
+    stages = (StageConfig(objective="sft"), StageConfig(objective="grpo"))
+    config = replace(make_config(kl_coef=0.5), stages=stages)
+    unused: Any = None
+    trainer = Trainer(config, unused, lambda config, role, folder: make_group(config), unused)
+    held = []
+    for trainer.state.stage in (0, 1):
+        learners: Any = trainer._make_learners()
+        held.append(learners.learner.policies.roles)
+    assert held == [(ROLE,), (ROLE, REFERENCE)]
+    told = [learner_bytes(describe("tiny-random"), replace(config, stages=s), 4) for s in (stages[:1], stages)]
+    assert told[1]["frozen weights"] - told[0]["frozen weights"] == told[0]["trained weights"]
 
 
 @pytest.mark.parametrize("weights", ["lora", "full"])
@@ -327,12 +373,16 @@ def test_a_learner_holds_the_bytes_that_a_dry_run_tells(make_group: MakeGroup, w
     assert told["optimizer"] == size(moments)
 
 
-def test_a_restored_group_goes_on_bit_for_bit_and_keeps_its_reference(make_group: MakeGroup, tmp_path: Path) -> None:
-    config = make_config(kl_coef=0.5)
+@pytest.mark.parametrize(("weights", "dtype"), [("lora", "float32"), ("full", "bfloat16")])
+def test_a_restored_group_goes_on_bit_for_bit_and_keeps_its_reference(
+    make_group: MakeGroup, tmp_path: Path, weights: str, dtype: str, zero_stage: int = 0
+) -> None:
+    config = make_config(kl_coef=0.5, weights=weights, dtype=dtype, zero_stage=zero_stage)
     group = make_group(config)
     train(group, 2)
     group.save(str(tmp_path / "learner"))
-    group.learner.policies.save(ROLE, tmp_path / "policies" / ROLE)
+    with group.learner._gathered(ROLE):
+        group.learner.policies.save(ROLE, tmp_path / "policies" / ROLE)
     work = make_plan(2)
     expected = group.update(work, make_settings(work))
     resumed = LocalLearnerGroup(config, ROLE, str(tmp_path / "policies"))
