@@ -50,7 +50,9 @@ def test_a_role_that_was_not_trained_is_the_base_and_said_so(tmp_path: Path, tin
     source = find_source(str(tmp_path / "out"))
     assert source.roles == ("answerer",) and "no trained weights of the manager." in (source.warning or "")
     found = said(source)
-    assert found["manager"] == found["base"] != found["answerer"]
+    # not bit for bit: an adapter without weights is merged too, and merged weights may be multiplied by another library
+    assert found["manager"][0] == found["base"][0] and near(found["manager"][1], found["base"][1])
+    assert not near(found["answerer"][1], found["base"][1])
 
 
 def test_what_is_missing_is_named(tmp_path: Path, tiny_random: Path) -> None:
