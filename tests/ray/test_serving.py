@@ -143,6 +143,15 @@ def test_what_serve_itself_refuses_is_json_too(url: str) -> None:
     assert odd == [] and answer.status_code == 200
 
 
+def test_what_is_no_http_is_refused_below_us_in_plain_text(url: str) -> None:
+    """As docs/serving.md says: nothing of ours sees it."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=20) as client:
+        client.sendall(b"nonsense\r\n\r\n")
+        said = client.recv(65536)
+    assert said.startswith(b"HTTP/1.1 400") and b"content-type: text/plain" in said.lower()
+
+
 def test_answers_wait_for_a_replica_of_the_model_that_died(url: str) -> None:
     add(url, "Ada paints.")
     body = {"question": "Who paints?", "bank": "notes", **MARA}
