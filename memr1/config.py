@@ -279,7 +279,8 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is measured at the end of a run."""
+    """What is measured at the end of a run: on the validation split of the run's data where they are a file that has
+    one, else on generated worlds."""
 
     num_worlds: int = 40
     """Held-out FactWorld worlds; each has `data.factworld.questions_per_world` questions."""

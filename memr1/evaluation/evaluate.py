@@ -31,7 +31,7 @@ from memr1.training.runlog import RunLog, read_evaluation, read_info
 from memr1.training.worlds import evaluation_dialogues, held_out_worlds
 
 EVALUATED = "evaluated_with"
-"""Fact of `run.json`: the evaluation settings under which the table of the run was finished."""
+"""Fact of `run.json`: the name of the table of the run, and the evaluation settings under which it was finished."""
 
 SAME_ROWS = (
     "backend",
@@ -54,22 +54,35 @@ def evaluate_run(
     console: Console,
     stop: Callable[[], bool] = lambda: False,
 ) -> list[Row]:
-    """The table of a finished run on held-out FactWorld worlds, with the systems of `evaluation.systems`."""
-    dialogues, systems = held_out_worlds(config), config.evaluation.systems
-    rows = evaluate(config, pool, state, log, console, "factworld", dialogues, systems, stop)
+    """The table of a finished run with the systems of `evaluation.systems`: on the validation split of its data where
+    they are a file that has one, else on held-out FactWorld worlds."""
+    kind, name = config.data.kind, "factworld"
+    if kind == "factworld":
+        dialogues = held_out_worlds(config)
+    else:
+        try:
+            dialogues = evaluation_dialogues(config, kind, config.data.path, "validation")
+            name = table_name(kind, "validation", False, False, ())
+        except MemR1Error as error:
+            console.print(f"no validation data: {error}", soft_wrap=True, markup=False)
+            kind, dialogues = "factworld", held_out_worlds(config)
+    systems, measures = config.evaluation.systems, get_source(kind).measures
+    rows = evaluate(config, pool, state, log, console, name, dialogues, systems, stop, measures)
     if not stop():
-        log.info({EVALUATED: _settings(config)})
+        log.info({EVALUATED: _settings(config, name)})
     return rows
 
 
 def is_evaluated(config: Config, state: TrainState) -> bool:
     """Whether the run folder holds the whole table that `evaluate_run` would make now."""
-    rows = [r for r in read_evaluation(config.run_dir) if r["step"] == state.step and r["benchmark"] == "factworld"]
-    return bool(rows) and read_info(config.run_dir).get(EVALUATED) == _settings(config)
+    made = read_info(config.run_dir).get(EVALUATED) or {}
+    name = made.get("benchmark")
+    rows = [r for r in read_evaluation(config.run_dir) if r["step"] == state.step and r["benchmark"] == name]
+    return bool(rows) and made == _settings(config, name)
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(config.evaluation)))  # as `run.json` gives it back
+def _settings(config: Config, name: str) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(config.evaluation) | {"benchmark": name}))  # as `run.json` gives it back
 
 
 def evaluate(

@@ -66,7 +66,10 @@ def _samples_in(world: World, dialogues: Sequence[Dialogue], unchecked: list[str
             bank = "add-everything"
             unchecked.append(f"the traces of {stage.name} in {stage.traces}")
             if not Path(stage.traces).exists():
-                raise MemR1Error(f"stages.traces: {stage.traces} is not there; name a run folder or a JSON-lines file")
+                raise MemR1Error(
+                    f"stages.traces: {stage.traces} is not there; train that run first, or name the folder of another "
+                    "or a JSON-lines file"
+                )
         if stage.role == "answerer" and bank == "manager":
             bank = "add-everything"
             unchecked.append("the manager's banks; in the answerer's prompts those of adding everything stand in")

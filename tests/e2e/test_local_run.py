@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -532,12 +533,29 @@ def test_dialogues_of_one_s_own_train_both_roles(tmp_path: Path) -> None:
         tmp_path,
         "stages: [{role: answerer, steps: 2, bank: add-everything}, {role: manager, steps: 2, bank: add-everything}]",
     )
-    run, _ = run_here(path, "r", *data)
+    run, said = run_here(path, "r", *data)
+    assert "no validation data: " in said and "own.jsonl: the run trains on d0" in said
     rollouts = read_rollouts(rollout_files(run)[1])
     assert {r["task_id"].split("/")[0] for r in rollouts} <= {"d0", "d1", "d2"}
     assert {r["outcome"]["question"] for r in rollouts} <= {"Where does Ana live?", "How many bees?"}
     assert {r["task_id"].split("/")[1] for r in read_rollouts(rollout_files(run)[4])} <= {"1", "3"}
-    assert [r["system"] for r in read_evaluation(run)] == ["bm25", "trained"]
+    assert [(r["benchmark"], r["system"]) for r in read_evaluation(run)] == [
+        ("factworld", "bm25"), ("factworld", "trained")
+    ]  # fmt: skip
+
+
+def test_dialogues_of_one_s_own_are_evaluated_on_their_validation_split(tmp_path: Path) -> None:
+    path, data = own_config(tmp_path, "stages: [{role: answerer, steps: 1, bank: add-everything}]")
+    a, b, c = own_dialogues(3)
+    split = [(a, "train"), (b, "validation"), (c, "test")]
+    write_jsonl([replace(d, metadata={"split": name}) for d, name in split], tmp_path / "own.jsonl")
+    run, _ = run_here(path, "r", *data, "evaluation.systems=[bm25]")
+    (row,) = read_evaluation(run)
+    assert (row["benchmark"], row["system"], row["n"]) == ("jsonl-validation", "bm25", len(b.questions))
+    kept = load_predictions(run / "predictions" / "jsonl-validation" / "bm25.jsonl")
+    assert {p.dialogue_id for p in kept} == {b.id}
+    _, said = run_here(path, "r", *data, "evaluation.systems=[bm25]", resume="auto")
+    assert "finished and evaluated already" in said
 
 
 @pytest.mark.parametrize("stage", ["{role: answerer}", "{role: manager}", "{role: manager, objective: sft}"])

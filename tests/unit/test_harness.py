@@ -17,11 +17,13 @@ from rich.console import Console
 
 from memr1.config import Config
 from memr1.config_file import load_config
+from memr1.data.jsonl import write_jsonl
+from memr1.data.load import SPLITS
 from memr1.data.types import Dialogue, Question, Session, Turn
 from memr1.envs.episode import Episode, Speaker, World
 from memr1.errors import MemR1Error
 from memr1.evaluation import harness, remember
-from memr1.evaluation.evaluate import evaluate, is_evaluated, table_name, weights_folder
+from memr1.evaluation.evaluate import evaluate, evaluate_run, is_evaluated, table_name, weights_folder
 from memr1.evaluation.failures import failure, reached
 from memr1.evaluation.harness import Kept, evaluate_system
 from memr1.evaluation.memories import MEMORIES
@@ -432,6 +434,27 @@ def test_a_stopped_evaluation_keeps_its_rows_and_is_not_finished(tmp_path: Path)
         )  # type: ignore[arg-type]
     assert [r.system for r in rows] == ["bm25"]
     assert not is_evaluated(config, STATE)
+
+
+@pytest.mark.parametrize("split", [True, False])
+def test_a_run_on_a_file_is_evaluated_on_its_validation_split_or_says_why_not(tmp_path: Path, split: bool) -> None:
+    worlds = [replace(w.dialogue, metadata={}) for w in fact_worlds(3)]
+    if split:
+        worlds = [replace(d, metadata={"split": s}) for d, s in zip(worlds, SPLITS, strict=True)]
+    write_jsonl(worlds, tmp_path / "own.jsonl")
+    own = ("data.kind=jsonl", f"data.path={tmp_path / 'own.jsonl'}", "evaluation.systems=[bm25]")
+    config = load_config(None, [*BASE, *own, f"output={tmp_path}", "name=r", "evaluation.num_worlds=1"])
+    pool: Any = FakePool(make_world())
+    said = io.StringIO()
+    with RunLog(config.run_dir) as log:
+        (row,) = evaluate_run(config, pool, STATE, log, Console(file=said, width=200))
+    assert row.benchmark == ("jsonl-validation" if split else "factworld")
+    kept = load_predictions(config.run_dir / "predictions" / row.benchmark / "bm25.jsonl")
+    assert ({p.dialogue_id for p in kept} == {worlds[1].id}) == split
+    assert ("no validation data: " in said.getvalue()) == (not split)
+    assert is_evaluated(config, STATE)
+    assert not is_evaluated(replace(config, evaluation=replace(config.evaluation, num_worlds=2)), STATE)
+    assert not is_evaluated(config, replace(STATE, step=10))
 
 
 def test_answers_to_the_same_prompt_are_computed_once_and_are_the_same() -> None:

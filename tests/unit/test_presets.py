@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,8 +58,13 @@ def test_every_preset_is_tested() -> None:
 def test_a_preset_goes_through_the_dry_run_on_its_hardware(name: str, tmp_path: Path) -> None:
     config = resolved(name, tmp_path)
     said = report(config, HARDWARE[name])
-    for part in ("# Prompts of the answerer", "# Prompts of the manager", "# Plan", "# Memory", "# Tokens in a step"):
+    for part in ("# Configuration\nname: memory_r1_", "# Data", "# Plan", "# Memory", "# Tokens in a step"):
         assert part in said
+    for role in ("answerer", "manager"):  # two whole prompts of each, the chat template around them
+        (shown,) = re.findall(rf"^# Prompts of the {role}, .*?(?=^# Pro|^# Plan)", said, re.DOTALL | re.MULTILINE)
+        lengths = [int(tokens) for tokens in re.findall(r"^--- (\d+) tokens", shown, re.MULTILINE)]
+        assert len(lengths) == 2 and 0 < lengths[0] <= lengths[1] <= config.rollout.max_prompt_tokens
+        assert len(shown) > 500 and shown.count("user") >= 2
     assert "# Not checked here\n- the weights of the model" in said
     hub = "/" in config.model.name
     assert (f"the tokenizer of {config.model.name}, which is not here" in said) == hub
