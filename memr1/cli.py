@@ -94,7 +94,11 @@ def ablate(
         str, typer.Option(help="Comma-separated systems of memr1 eval, with the weights of the first run of both.")
     ] = "",
     controls: Annotated[
-        bool, typer.Option("--controls", help="Negative controls too: rewards shuffled, bank wiped.")
+        bool,
+        typer.Option("--controls", help="Negative controls too: rewards shuffled, bank wiped, no-memory beside it."),
+    ] = False,
+    judge: Annotated[
+        bool, typer.Option("--judge", help="A last column by a language model: judge.url=... judge.model=...")
     ] = False,
     split: Annotated[str, typer.Option(help="For data from a file: validation or test.")] = "validation",
     plan_only: Annotated[bool, typer.Option("--plan", help="Show the runs and stop.")] = False,
@@ -109,7 +113,9 @@ def ablate(
         numbers = tuple(int(part) for part in _listed(seeds))
     except ValueError:
         raise MemR1Error(f"--seeds: {seeds!r} are no whole numbers; write them like 0,1,2") from None
-    study = ablation.Study(_listed(arms), _listed(rewards), _listed(objectives), numbers, _listed(baselines), controls)
+    study = ablation.Study(
+        _listed(arms), _listed(rewards), _listed(objectives), numbers, _listed(baselines), controls, judge
+    )
     resolved = load_config(config, overrides or ())
     if plan_only:
         Console().print(ablation.plan_table(ablation.plan(resolved, study)))

@@ -52,7 +52,8 @@ def compare(
 ) -> Comparison:
     """Paired comparison of two systems by question id; questions that only one side has are counted and left out.
 
-    Raises MemR1Error when the sides mix systems, come from different benchmarks, or share no scored question.
+    Raises MemR1Error when the sides mix systems, come from different benchmarks, share no scored question, or have
+    different ones under one id.
     """
     owners_a, owners_b = {(p.benchmark, p.system) for p in a}, {(p.benchmark, p.system) for p in b}
     if len(owners_a) != 1 or len(owners_b) != 1:
@@ -62,6 +63,12 @@ def compare(
         raise MemR1Error(f"compare: {name_a} was run on {benchmark} and {name_b} on {other}; compare on one benchmark")
     left, right = by_question(a), by_question(b)
     keys = [k for k in left if k in right]
+    for key in keys:
+        if (left[key].question, left[key].gold) != (right[key].question, right[key].gold):
+            raise MemR1Error(
+                f"compare: question {'/'.join(key)} of {benchmark} or its gold is another one for {name_a} than for "
+                f"{name_b}; evaluate both on the same data"
+            )
     pairs = [(score(left[k], metric), score(right[k], metric)) for k in keys]
     scored = [(x, y) for x, y in pairs if x is not None and y is not None]
     if not scored:

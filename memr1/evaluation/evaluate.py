@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -106,11 +107,12 @@ def evaluate(
     benchmark: the name under which rows and predictions are kept.
     stop: asked before each system; True ends the evaluation there.
     measures: what tables show beside the text match, see `memr1.evaluation.scores`.
-    judge: gives a last column, after all figures that need none.
+    judge: gives the verdicts of the measure `judge`.
     """
     rows: list[Row] = []
     lacks: list[str] = []
     questions = sum(q.asked_after is None for d in dialogues for q in d.questions)
+    digest = measured_on(config, dialogues)
     console.print(
         f"evaluating {len(systems)} systems on {benchmark}, {len(dialogues)} dialogues, {questions} questions"
     )
@@ -136,10 +138,11 @@ def evaluate(
         sure = [replace(p, benchmark=f"{benchmark}-undisputed") for p in predictions if not p.disputed]
         whole: Row | None = None
         for part in [predictions] if len(sure) == len(predictions) else [predictions, sure]:
-            row = summarize(part, footprints, measures=(*measures, "judge") if judge else measures)
+            row = summarize(part, footprints, measures=measures)
             whole = whole or row
             # a memory was built for all questions, and is no dearer for those that are left
-            row = replace(row, judge=judged and replace(judged, errors=unjudged(part)), memory=whole.memory)
+            judged_part = judged and replace(judged, errors=unjudged(part))
+            row = replace(row, judge=judged_part, memory=whole.memory, measured_on=digest)
             rows.append(row)
             dump_predictions(part, config.run_dir / "predictions" / row.benchmark / f"{name}.jsonl")
             log.evaluation(state.step, "evaluation", row.to_dict())
@@ -192,6 +195,21 @@ def _load_weights(run_dir: Path, pool: RunnerPool, state: TrainState, system: Sy
         folder = weights_folder(run_dir, state, role, which)
         if folder is not None:  # otherwise the system uses the base model, see the harness
             pool.load_policies(str(folder), (role,))
+
+
+NOT_IN_A_ROW = ("num_worlds", "systems", "at_end")
+"""Settings of the evaluation that change no row: they choose the dialogues, which rows there are, and when."""
+
+
+def measured_on(config: Config, dialogues: Sequence[Dialogue]) -> str:
+    """`Row.measured_on` of what is evaluated now."""
+    settings = {name: value for name, value in asdict(config.evaluation).items() if name not in NOT_IN_A_ROW}
+    return hashlib.sha256(repr((settings, list(dialogues))).encode()).hexdigest()[:16]
+
+
+def measures_of(benchmark: str, judged: bool) -> tuple[str, ...]:
+    """What tables on a benchmark show beside the text match: the dataset's own measures, and last the judge."""
+    return (*get_source(benchmark).measures, *(["judge"] if judged else []))
 
 
 def table_name(
@@ -256,7 +274,7 @@ def evaluate_folder(
     try:
         with RunLog(run_dir) as log:
             label = table_name(benchmark, split, adversarial, audit is not None, overrides, judging)
-            measures = get_source(benchmark).measures
+            measures = measures_of(benchmark, judged)
             return evaluate(
                 config, pool, state, log, console, label, dialogues, systems, measures=measures, judge=judge
             )

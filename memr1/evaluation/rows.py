@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from memr1.evaluation.failures import FAILURES, failure
 from memr1.evaluation.memories.base import Footprint
 from memr1.evaluation.predictions import Prediction, by_question
 from memr1.evaluation.scores import TEXT_MEASURES, score
-from memr1.evaluation.statistics import Interval, bootstrap_interval
+from memr1.evaluation.statistics import Interval, bootstrap_interval, crossed_interval
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Row:
     benchmark: str
     system: str
     n: int
-    """Questions scored."""
+    """Questions scored, once for each seed."""
     metrics: dict[str, Interval]
     """By name: the text match first, then the dataset's own measures. Each is over the questions that it applies to."""
     categories: tuple[CategoryRow, ...]
@@ -113,6 +113,9 @@ class Row:
     """What the memories were like, where it is known."""
     judge: JudgeRow | None = None
     """Of the `judge` column, where there is one."""
+    measured_on: str = ""
+    """Digest of the dialogues with their questions and golds, and of the evaluation's settings: rows that differ in it
+    do not belong in one table."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for `evaluation.jsonl`."""
@@ -152,46 +155,75 @@ def summarize(
     Raises MemR1Error when the predictions mix systems or benchmarks, when a question comes twice, and when no question
     can be scored.
     """
-    owners = list(dict.fromkeys((p.benchmark, p.system) for p in predictions))
+
+    def interval(values: Sequence[Sequence[float]]) -> Interval:
+        return bootstrap_interval(values[0], confidence=confidence, resamples=resamples, seed=seed)
+
+    return _row([predictions], footprints, measures, interval)
+
+
+def summarize_seeds(runs: Sequence[Sequence[Prediction]], measures: Sequence[str] = ()) -> Row:
+    """The same of a system that was trained with several seeds: intervals cover the choice of seeds and of questions,
+    counts are over the answers of all seeds.
+
+    A measure is taken over the questions that all seeds have it for. Raises MemR1Error as `summarize` does, and when
+    seeds answered different questions.
+    """
+    return summarize(runs[0], measures=measures) if len(runs) == 1 else _row(runs, (), measures, crossed_interval)
+
+
+def _row(
+    runs: Sequence[Sequence[Prediction]],
+    footprints: Sequence[Footprint],
+    measures: Sequence[str],
+    interval: Callable[[Sequence[Sequence[float]]], Interval],
+) -> Row:
+    """interval: of scores by run and question."""
+    owners = list(dict.fromkeys((p.benchmark, p.system) for run in runs for p in run))
     if len(owners) != 1:
         raise MemR1Error(f"summarize: expected predictions of one system on one benchmark, found {owners or 'none'}")
-    by_question(predictions)
+    by_run = [by_question(run) for run in runs]
+    if any(set(run) != set(by_run[0]) for run in by_run):
+        raise MemR1Error(f"{owners[0][0]}: seeds of {owners[0][1]} answered different questions; evaluate them alike")
     names = [*TEXT_MEASURES, *measures]
-    scored = [p for p in predictions if any(score(p, m) is not None for m in names)]
+    questions = [[run[key] for run in by_run] for key in by_run[0]]  # of each, the answers of all runs
+    scored = [ps for ps in questions if any(score(p, m) is not None for p in ps for m in names)]
     if not scored:
-        raise MemR1Error(f"{owners[0][0]}: none of {len(predictions)} questions of {owners[0][1]} has a gold answer")
+        raise MemR1Error(f"{owners[0][0]}: none of {len(questions)} questions of {owners[0][1]} has a gold answer")
 
-    def intervals(group: Sequence[Prediction]) -> dict[str, Interval]:
-        values = {m: [v for p in group if (v := score(p, m)) is not None] for m in names}
-        return {
-            m: bootstrap_interval(v, confidence=confidence, resamples=resamples, seed=seed)
-            for m, v in values.items()
-            if v
-        }
+    def intervals(group: Sequence[Sequence[Prediction]]) -> dict[str, Interval]:
+        out = {}
+        for name in names:
+            scores = [[score(p, name) for p in ps] for ps in group]
+            known = [[s for s in of_question if s is not None] for of_question in scores if None not in of_question]
+            if known:
+                out[name] = interval([list(of_run) for of_run in zip(*known, strict=True)])
+        return out
 
-    groups: dict[tuple[int | None, str], list[Prediction]] = {}
-    for p in scored:
-        groups.setdefault((p.category_id, p.category), []).append(p)
+    groups: dict[tuple[int | None, str], list[list[Prediction]]] = {}
+    for ps in scored:
+        groups.setdefault((ps[0].category_id, ps[0].category), []).append(ps)
     # sorted is stable: categories without a number keep their order, after those with one
     order = sorted(groups, key=lambda key: (key[0] is None, key[0] or 0))
-    found = [failure(p) for p in scored]
-    recalls = [p.evidence_recall for p in scored if p.evidence_recall is not None]
-    n = len(scored)
+    answers = [p for ps in scored for p in ps]
+    found = [failure(p) for p in answers]
+    recalls = [p.evidence_recall for p in answers if p.evidence_recall is not None]
+    n = len(answers)
     return Row(
         benchmark=owners[0][0],
         system=owners[0][1],
         n=n,
         metrics=intervals(scored),
-        categories=tuple(CategoryRow(c[1], c[0], len(groups[c]), intervals(groups[c])) for c in order),
-        errors=sum(p.answer is None for p in scored),
-        unscored=len(predictions) - n,
-        prompts_cut=sum(p.prompt_cut for p in scored),
+        categories=tuple(CategoryRow(c[1], c[0], len(groups[c]) * len(runs), intervals(groups[c])) for c in order),
+        errors=sum(p.answer is None for p in answers),
+        unscored=len(questions) * len(runs) - n,
+        prompts_cut=sum(p.prompt_cut for p in answers),
         evidence_recall=sum(recalls) / len(recalls) if recalls else None,
-        prompt_tokens=sum(p.prompt_tokens for p in scored) / n,
-        completion_tokens=sum(p.completion_tokens for p in scored) / n,
-        seconds=sum(p.seconds for p in scored) / n,
+        prompt_tokens=sum(p.prompt_tokens for p in answers) / n,
+        completion_tokens=sum(p.completion_tokens for p in answers) / n,
+        seconds=sum(p.seconds for p in answers) / n,
         failures={name: found.count(name) for name in FAILURES},
-        memory=_memory(footprints, len(predictions)) if footprints else None,
+        memory=_memory(footprints, len(questions)) if footprints else None,
     )
 
 

@@ -18,23 +18,22 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from memr1.config import Config, StageConfig
 from memr1.config_checks import validate
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.evaluation.comparison import compare_seeds
-from memr1.evaluation.evaluate import evaluate_folder
+from memr1.evaluation.evaluate import evaluate_folder, measured_on, measures_of, table_name
+from memr1.evaluation.judging import unjudged
 from memr1.evaluation.predictions import Prediction, load_predictions
-from memr1.evaluation.scores import score
-from memr1.evaluation.statistics import Interval, bootstrap_interval, crossed_interval
+from memr1.evaluation.rows import Row, summarize_seeds
 from memr1.evaluation.systems import WARM, System, get_system
-from memr1.evaluation.table import format_interval, markdown
 from memr1.storage import pull
 from memr1.training.checkpoints import branch, committed, load_state
 from memr1.training.folders import owned
 from memr1.training.loop import seed_strides
+from memr1.training.report_ablation import terminal_table, write_table
 from memr1.training.runlog import METRICS_FILE, read_evaluation
 from memr1.training.worlds import evaluation_dialogues
 
@@ -48,10 +47,11 @@ ARMS: tuple[tuple[str, tuple[str, ...], bool], ...] = (
 """Name, roles that learn from rewards, Memory Distillation; in the paper's order."""
 SHUFFLED, WIPED = "both, rewards shuffled", "both, bank wiped"
 """The negative controls: the first must gain nothing on `neither`, the second must fall to `no-memory`."""
-COLUMNS = ("em_set", "f1", "bleu1")
-Row = tuple[str, str, str]
+NOTHING = "no-memory"
+"""The system that answers without a memory."""
+Key = tuple[str, str, str]
 """What tells rows of the table apart: arm, reward, objective."""
-TABLE, REPORT = "ablation.json", "ablation.md"
+TABLE = "ablation.json"
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,19 @@ class Study:
     baselines: tuple[str, ...] = ()
     """Systems of `memr1 eval` that are evaluated in the first run of `both`."""
     controls: bool = False
-    """Whether the negative controls are run."""
+    """Whether the negative controls are run, with `no-memory` beside them."""
+    judge: bool = False
+    """Whether the configuration's `judge` gives a last column."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What the table is measured on."""
+
+    name: str
+    """Of the table in each run, see `memr1.evaluation.evaluate.table_name`."""
+    measured_on: str
+    """See `memr1.evaluation.rows.Row`."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Arm:
     """Reward and objective of the study that it belongs to; that of the first for what belongs to none."""
 
     @property
-    def row(self) -> Row:
+    def key(self) -> Key:
         """What the arms of all seeds have in common."""
         return self.name, self.reward, self.objective
 
@@ -102,6 +114,8 @@ def plan(config: Config, study: Study) -> list[Arm]:
     for role in ("manager", "answerer"):
         if all(s.role != role for s in learning):
             raise MemR1Error(f"stages: no stage trains the {role} on rewards, so there is nothing to leave out")
+    if study.judge and config.judge is None:
+        raise MemR1Error("--judge needs a model that judges; set judge.url and judge.model")
     for what, listed in asdict(study).items():
         if isinstance(listed, tuple) and len(set(listed)) < len(listed):
             raise MemR1Error(f"{what}: {', '.join(map(str, listed))} names one twice; it would count twice")
@@ -124,7 +138,10 @@ def plan(config: Config, study: Study) -> list[Arm]:
 
 
 def _seeded(config: Config, seed: int, study: Study) -> Config:
-    return replace(config, seed=seed, name=f"{config.name}/seed_{seed}" if study.seeds else config.name)
+    # what is to be judged is answered after training, once, and not also at its end
+    evaluation = replace(config.evaluation, at_end=config.evaluation.at_end and not study.judge)
+    name = f"{config.name}/seed_{seed}" if study.seeds else config.name
+    return replace(config, seed=seed, name=name, evaluation=evaluation)
 
 
 def _plan_seed(config: Config, study: Study) -> list[Arm]:
@@ -143,11 +160,13 @@ def _plan_seed(config: Config, study: Study) -> list[Arm]:
     both = next((arm for arm in arms if arm.name == "both"), None)
     if both is None:
         return arms
+    baselines = study.baselines
     if study.controls:
         dealt = [replace(s, shuffle_rewards=s.objective != "sft") for s in both.config.stages]
         arms.append(_arm(config, SHUFFLED, *first, tuple(dealt), True))
         arms.append(replace(both, name=WIPED, system="wiped"))
-    return arms + [replace(both, name=name, system=name) for name in study.baselines]
+        baselines = (NOTHING, *(name for name in baselines if name != NOTHING))
+    return arms + [replace(both, name=name, system=name) for name in baselines]
 
 
 def _check_baseline(system: System, config: Config) -> None:
@@ -213,17 +232,19 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
     console = console or Console()
     arms = plan(config, study)
     console.print(plan_table(arms))
-    kind = config.data.kind
-    label = kind if split == "test" or kind == "factworld" else f"{kind}-{split}"
+    kind, path = config.data.kind, config.data.path
+    split = "test" if kind == "factworld" else split
+    benchmark = Benchmark(
+        table_name(kind, split, judge=config.judge if study.judge else None),
+        measured_on(config, evaluation_dialogues(config, kind, path, split)),
+    )
     wanted: dict[Path, list[str]] = {}
     for arm in arms:
         wanted.setdefault(_home(arm, arms).run_dir, []).append(arm.system)
     runs = list({arm.config.run_dir: arm.config for arm in arms if arm.config.stages}.values())
     for n, run in enumerate(runs):
-        if _is_evaluated(run, wanted[run.run_dir], label):
+        if _is_evaluated(run, wanted[run.run_dir], benchmark):
             continue
-        if kind != "factworld":  # what cannot be evaluated on is found out before it is trained for
-            evaluation_dialogues(run, kind, run.data.path, split)
         _branch_off(run, runs[:n])
         train(run, resume="auto", console=console)
         done = committed(run.run_dir)
@@ -231,34 +252,17 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
             console.print(f"{run.name} was stopped before its end; the same command goes on with it")
             return []
     for run in runs:
-        _evaluate(wanted[run.run_dir], run, label, split, console)
-    answers: dict[Row, list[list[Prediction]]] = {}
-    found: dict[Row, Arm] = {}
-    for arm in arms:
-        run_dir = _home(arm, arms).run_dir
-        predictions = load_predictions(run_dir / "predictions" / label / f"{arm.system}.jsonl")
-        answers.setdefault(arm.row, []).append(predictions)
-        found.setdefault(arm.row, arm)
-    seeds = list(study.seeds or (config.seed,))
-    rows = []
-    for arm in found.values():
-        both = [a.row for a in arms if a.name == "both" and (a.asked == arm.asked or not arm.reward)]
-        gains = _gains(answers, arm.row, arms[0].row, both[0] if both else None)
-        rows.append(
-            _row(arm, answers[arm.row], gains) | {"run": _home(arm, arms).name, "benchmark": label, "seeds": seeds}
-        )
+        if lacking := _lacking(wanted[run.run_dir], run, benchmark):
+            evaluate_folder(run.run_dir, kind, path, split, lacking, (), console, judged=study.judge)
+        if left := _lacking(lacking, run, benchmark):
+            raise MemR1Error(f"{run.run_dir}: {', '.join(left)} left no row on {benchmark.name}; see its report")
+    rows = _rows(arms, benchmark, measures_of(kind, study.judge))
     folder = Path(config.output) / config.name
     rows += _others(folder / TABLE, rows)
     (folder / TABLE).write_text(json.dumps(rows, indent=2) + "\n")
-    (folder / REPORT).write_text(markdown(*table_cells(rows)))
-    table = Table(title="percent, with 95 % intervals")
-    header, body = table_cells(rows)
-    for name in header:
-        table.add_column(name)
-    for line in body:
-        table.add_row(*[Text(cell) for cell in line])
-    console.print(table)
-    console.print(f"written to {folder / TABLE} and {folder / REPORT}", soft_wrap=True, markup=False)
+    console.print(terminal_table(rows))
+    page = write_table(rows, config, folder)
+    console.print(f"written to {folder / TABLE} and {page}", soft_wrap=True, markup=False)
     return rows
 
 
@@ -291,56 +295,71 @@ def _home(arm: Arm, arms: Sequence[Arm]) -> Config:
     return next(config for config in fits if config.agents == arm.config.agents)
 
 
-def _evaluate(systems: Sequence[str], run: Config, label: str, split: str, console: Console) -> None:
-    """Have the predictions of systems of a finished run in its folder; those that lack are made in one go."""
-    if wanted := _lacking(systems, run, label):
-        kind, path = run.data.kind, Path(run.data.path) if run.data.path else None
-        evaluate_folder(run.run_dir, kind, path, "test" if kind == "factworld" else split, wanted, (), console)
-    if left := _lacking(systems, run, label):
-        raise MemR1Error(f"{run.run_dir}: {', '.join(left)} left no row on {label}; see its report")
-
-
-def _lacking(systems: Sequence[str], run: Config, label: str) -> tuple[str, ...]:
-    """Which of the systems have no row of the finished run yet."""
+def _evaluated(run: Config, benchmark: Benchmark) -> dict[str, Row]:
+    """The newest row of each system of the finished run, where it was measured on what is asked for now."""
     last = sum(stage.steps for stage in run.stages)
-    rows = {r["system"] for r in read_evaluation(run.run_dir) if r["benchmark"] == label and r["step"] == last}
-    return tuple(dict.fromkeys(s for s in systems if s not in rows))
+    lines = (r for r in read_evaluation(run.run_dir) if r["benchmark"] == benchmark.name and r["step"] == last)
+    newest = {line["system"]: Row.from_dict(line) for line in lines}
+    return {system: row for system, row in newest.items() if row.measured_on == benchmark.measured_on}
 
 
-def _is_evaluated(run: Config, systems: Sequence[str], label: str) -> bool:
+def _lacking(systems: Sequence[str], run: Config, benchmark: Benchmark) -> tuple[str, ...]:
+    """Which of the systems have no row of the finished run yet."""
+    found = _evaluated(run, benchmark)
+    return tuple(dict.fromkeys(s for s in systems if s not in found))
+
+
+def _is_evaluated(run: Config, systems: Sequence[str], benchmark: Benchmark) -> bool:
     """Whether all that the table takes from a run is there, so that its weights may be gone."""
     from memr1.training.run import check_same_run
 
     with owned(run.run_dir):
         pull(run.run_dir)
         written = run.run_dir / "config.yaml"
-        if not written.is_file() or _lacking(systems, run, label):
+        if not written.is_file() or _lacking(systems, run, benchmark):
             return False
         check_same_run(load_config(written), run, written)
         return True
 
 
+def _rows(arms: Sequence[Arm], benchmark: Benchmark, measures: Sequence[str]) -> list[dict[str, Any]]:
+    """The table: of each arm a `Row` over all seeds, what it gains, and which run it is of."""
+    answers: dict[Key, list[list[Prediction]]] = {}
+    found: dict[Key, Arm] = {}
+    for arm in arms:
+        file = _home(arm, arms).run_dir / "predictions" / benchmark.name / f"{arm.system}.jsonl"
+        answers.setdefault(arm.key, []).append(load_predictions(file))
+        found.setdefault(arm.key, arm)
+    seeds = list(dict.fromkeys(arm.config.seed for arm in arms))
+    rows = []
+    for key, arm in found.items():
+        home, own = _home(arm, arms), answers[key]
+        judge = _evaluated(home, benchmark)[arm.system].judge
+        row = replace(
+            summarize_seeds(own, measures),
+            judge=judge and replace(judge, errors=sum(map(unjudged, own))),
+            measured_on=benchmark.measured_on,
+        )
+        about = {"arm": arm.name, "reward": arm.reward, "objective": arm.objective, "run": home.name, "seeds": seeds}
+        rows.append(about | _gains(arm, arms, answers) | row.to_dict())
+    return rows
+
+
 def _gains(
-    answers: dict[Row, list[list[Prediction]]], row: Row, neither: Row, both: Row | None
+    arm: Arm, arms: Sequence[Arm], answers: dict[Key, list[list[Prediction]]]
 ) -> dict[str, dict[str, Any] | None]:
-    """What a row gains on `neither`, and `both` on it; runs of one seed began alike, so differences are taken there."""
-    pairs = {"over_neither": (row, neither), "both_over_it": (both, row)}
+    """Differences of an arm to others; runs of one seed began alike, so they are taken there."""
+    both = next((a.key for a in arms if a.name == "both" and (a.asked == arm.asked or not arm.reward)), None)
+    nothing = next((a.key for a in arms if a.name == NOTHING and arm.name == WIPED), None)
+    pairs = {
+        "over_neither": (arm.key, arms[0].key),
+        "both_over_it": (both, arm.key),
+        "over_no_memory": (arm.key, nothing),
+    }
     return {
-        name: None if a is None or a == b
+        name: None if a is None or b is None or a == b
         else asdict(compare_seeds(answers[a], answers[b], paired_seeds=True).paired)
         for name, (a, b) in pairs.items()
-    }  # fmt: skip
-
-
-def _row(arm: Arm, own: Sequence[Sequence[Prediction]], gains: dict[str, Any]) -> dict[str, Any]:
-    metrics: dict[str, Interval] = {}
-    for metric in COLUMNS:
-        scores = [[value for p in seed if (value := score(p, metric)) is not None] for seed in own]
-        if all(scores) and len({len(values) for values in scores}) == 1:
-            metrics[metric] = bootstrap_interval(scores[0]) if len(own) == 1 else crossed_interval(scores)
-    return {
-        "arm": arm.name, "reward": arm.reward, "objective": arm.objective, "system": arm.system,
-        "questions": len(own[0]), "metrics": {name: asdict(v) for name, v in metrics.items()}, **gains,
     }  # fmt: skip
 
 
@@ -348,7 +367,7 @@ def _others(table: Path, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
     """Rows of the table as it was that are not made now, and were measured on the same with the same seeds."""
     made = {(r["arm"], r["reward"], r["objective"]) for r in rows}
     before = json.loads(table.read_text()) if table.is_file() else []
-    alike = [r for r in before if all(r[k] == rows[0][k] for k in ("benchmark", "seeds", "questions"))]
+    alike = [r for r in before if all(r.get(k) == rows[0][k] for k in ("benchmark", "measured_on", "seeds"))]
     return [r for r in alike if (r["arm"], r["reward"], r["objective"]) not in made]
 
 
@@ -363,23 +382,3 @@ def plan_table(arms: Sequence[Arm]) -> Table:
         seen.add(arm.config.run_dir)
         table.add_row(arm.name, arm.reward, arm.objective, stages, str(_home(arm, arms).run_dir))
     return table
-
-
-def table_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """Header and body of the finished table: percent with 95 % intervals; differences of em_set by question."""
-    header = ["arm", "reward", "objective", *COLUMNS, "over neither", "both over it", "questions"]
-    body = []
-    for row in rows:
-        found = [row["metrics"].get(name) for name in COLUMNS]
-        cells = [format_interval(None if values is None else Interval(**values)) for values in found]
-        gains = [_signed(row["over_neither"]), _signed(row["both_over_it"])]
-        count = f"{row['questions']} x {len(row['seeds'])}" if len(row["seeds"]) > 1 else str(row["questions"])
-        body.append([row["arm"], row["reward"], row["objective"], *cells, *gains, count])
-    return header, body
-
-
-def _signed(paired: dict[str, Any] | None) -> str:
-    if paired is None:
-        return ""
-    span = "" if paired["low"] is None else f" [{100 * paired['low']:+.1f}, {100 * paired['high']:+.1f}]"
-    return f"{100 * paired['difference']:+.1f}{span}"

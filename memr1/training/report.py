@@ -18,7 +18,7 @@ from memr1.evaluation.rows import Row
 from memr1.evaluation.scores import TEXT_MEASURES
 from memr1.evaluation.table import format_interval, markdown
 from memr1.training import report_plots as plots
-from memr1.training.report_evaluation import Benchmark, Figure, by_benchmark, describe
+from memr1.training.report_evaluation import Benchmark, Figure, by_benchmark, describe, outdated
 from memr1.training.runlog import read_evaluation, read_info, read_metrics, read_rollouts, rollout_files
 
 CONFIG_FILE = "config.yaml"
@@ -42,7 +42,9 @@ class Report:
     rollouts: list[dict[str, Any]]
     config: str | None
     missing: list[str] = field(default_factory=list)
-    """Sentences about what the run has not written yet."""
+    """Sentences about what the run has not written yet, or only for other data."""
+    coverage: str = "They cover the choice of questions, not the seed of the run."
+    """What the intervals cover."""
 
 
 def write_report(run_dir: str | Path, *, metric: str = "em_set") -> Path:
@@ -56,9 +58,13 @@ def write_report(run_dir: str | Path, *, metric: str = "em_set") -> Path:
         raise MemR1Error(f"{run_dir}: no such run folder; a run's folder is <output>/<name> of its config")
     if metric not in TEXT_MEASURES:
         raise MemR1Error(f"report: metric {metric!r} is not one of {', '.join(TEXT_MEASURES)}")
-    report = collect(run_dir, metric)
-    (run_dir / "report.md").write_text(render_markdown(report), encoding="utf-8")
-    path = run_dir / "report.html"
+    return write_pages(collect(run_dir, metric), run_dir, "report")
+
+
+def write_pages(report: Report, folder: Path, name: str) -> Path:
+    """Write `<name>.md` and `<name>.html` into a folder, beside the figures in its `plots/`; returns the latter's."""
+    (folder / f"{name}.md").write_text(render_markdown(report), encoding="utf-8")
+    path = folder / f"{name}.html"
     path.write_text(render_html(report), encoding="utf-8")
     return path
 
@@ -76,6 +82,7 @@ def collect(run_dir: Path, metric: str) -> Report:
         missing.append("No evaluation was done yet.")
     if not rollout_files(run_dir):
         missing.append("No rollouts were saved yet.")
+    missing += outdated(evaluation)
     config_path = run_dir / CONFIG_FILE
     config = config_path.read_text(encoding="utf-8") if config_path.is_file() else None
     if config is None:
@@ -124,7 +131,7 @@ def render_markdown(report: Report) -> str:
     out += ["| | |", "| :-- | :-- |", *[f"| {k} | {_cell(v)} |" for k, v in report.facts], ""]
     out += [f"- **{label}: {value}**{' – ' + remark if remark else ''}" for label, value, remark in report.headlines]
     if report.benchmarks:
-        out += ["", "## Evaluation", "", "Percent, with 95 % bootstrap intervals over questions.", ""]
+        out += ["", "## Evaluation", "", f"Percent, with 95 % bootstrap intervals. {report.coverage}", ""]
     for b in report.benchmarks:
         out += [f"### {b.name}", "", markdown(b.header, b.body), *[f"{note}\n" for note in b.notes]]
         out += [f"![{f.title}](plots/{f.path.name})\n" for f in b.figures]

@@ -58,13 +58,35 @@ class Benchmark:
 
 
 def by_benchmark(evaluation: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[tuple[int, Row]]]]:
-    """Benchmark → system → (step, row), systems in the order of the latest evaluation."""
+    """Benchmark → system → (step, row), systems in the order of the latest evaluation. Rows that were measured on other
+    data, or under other settings, than the newest of their benchmark are left out, see `outdated`."""
     out: dict[str, dict[str, list[tuple[int, Row]]]] = {}
+    newest = _measured_on(evaluation)
     for line in evaluation:
         row = Row.from_dict(dict(line))
+        if row.measured_on != newest[row.benchmark]:
+            continue
         systems = out.setdefault(row.benchmark, {})
         systems[row.system] = [*systems.pop(row.system, []), (int(line.get("step", 0)), row)]
     return out
+
+
+def outdated(evaluation: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Sentences about systems of which there are but rows that `by_benchmark` leaves out."""
+    kept = {(name, system) for name, systems in by_benchmark(evaluation).items() for system in systems}
+    lost: dict[str, list[str]] = {}
+    for name, system in dict.fromkeys((line["benchmark"], line["system"]) for line in evaluation):
+        if (name, system) not in kept:
+            lost.setdefault(name, []).append(system)
+    return [
+        f"{name}: {', '.join(systems)} left out, measured on other data or settings than the newest; evaluate anew."
+        for name, systems in lost.items()
+    ]
+
+
+def _measured_on(evaluation: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Of each benchmark, what its newest row was measured on."""
+    return {str(line.get("benchmark")): line.get("measured_on", "") for line in evaluation}
 
 
 def describe(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row]]], metric: str) -> Benchmark:
@@ -77,8 +99,7 @@ def describe(run_dir: Path, name: str, systems: Mapping[str, list[tuple[int, Row
     if with_metric:
         path = folder / f"evaluation-{slug}.png"
         plots.draw_systems(with_metric, metric, path)
-        note = "Bars are 95 % intervals over questions."
-        figures.append(Figure(f"{name}: {metric} by system", note, path, wide=True))
+        figures.append(Figure(f"{name}: {metric} by system", "Bars are 95 % intervals.", path, wide=True))
     if any(sum(row.failures.values()) for row in final):
         path = folder / f"failures-{slug}.png"
         plots.draw_failures(final, path)

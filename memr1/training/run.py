@@ -221,8 +221,11 @@ def check_same_run(old: Config, new: Config, path: Path) -> None:
         else:
             yield prefix.rstrip("."), value
 
+    paid_by_judge = any("judge" in stage.reward for stage in new.stages)
+    may_change = FREE_TO_CHANGE if paid_by_judge else (*FREE_TO_CHANGE, "judge")  # one that only evaluates
+
     def free(key: str) -> bool:
-        return any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
+        return any(key == name or key.startswith(f"{name}.") for name in may_change)
 
     before, after = dict(flat(dataclasses.asdict(old), "")), dict(flat(dataclasses.asdict(new), ""))
     changed = [k for k in sorted(before | after) if before.get(k) != after.get(k) and not free(k)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +14,14 @@ from rich.console import Console
 
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
+from memr1.rollout.endpoint import EndpointConfig
+from memr1.rollout.judge import PROMPT_ID
 from memr1.training import run
 from memr1.training.ablate import Study, ablate, plan
 from memr1.training.checkpoints import committed
 from memr1.training.runlog import read_evaluation, read_metrics
 from tests.e2e.plumbing import install
+from tests.unit.test_endpoint import Server, said
 
 SETTINGS = (
     *("backend=local", "model.name=tiny-random", "model.device=cpu", "model.threads=1", "memory.embedder=hash"),
@@ -52,11 +56,25 @@ def test_an_ablation_trains_every_arm_once_and_goes_on_where_it_stopped(
     assert [r["arm"] for r in rows] == names
     assert [r["system"] for r in rows] == ["untrained", "manager-only", "answerer-only", "trained", "trained"]
     assert all((tmp_path / r["run"] / "evaluation.jsonl").is_file() for r in rows)
-    assert all(r["questions"] == 7 and "f1" in r["metrics"] for r in rows)
+    assert all(r["n"] == 7 and "f1" in r["metrics"] for r in rows)
     assert json.loads((tmp_path / "study" / "ablation.json").read_text()) == rows
     before = [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")]
     assert ablate(config, Study(), "test", Console(file=io.StringIO())) == rows
     assert [read_evaluation(tmp_path / "study" / folder) for folder in ("both", "manager_only")] == before
+    config = replace(config, evaluation=replace(config.evaluation, num_worlds=2))
+    larger = ablate(config, Study(), "test", Console(file=io.StringIO()))
+    assert [r["n"] for r in larger] == [14] * 5, "what was measured on other questions is measured anew"
+    assert len({r["measured_on"] for r in (*rows, *larger)}) == 2
+    rows = larger
+    with closing(Server()) as server:
+        server.script = lambda body, number: said('{"grade": "CORRECT"}')
+        judge = EndpointConfig(server.url, "wise")
+        part = Study(arms=("manager_only",), judge=True)
+        judged = ablate(replace(config, judge=judge), part, "test", Console(file=io.StringIO()))
+    assert [r["arm"] for r in judged] == ["neither", "manager only"], "rows of other tables are not beside them"
+    assert {r["benchmark"] for r in judged} == {f"factworld-judge=wise.{PROMPT_ID}"}
+    assert all(r["metrics"]["judge"]["n"] == 14 and r["judge"]["accepts_vague"] == 1.0 for r in judged)
+    assert "accepts 100 % of swapped" in (tmp_path / "study" / "ablation.md").read_text()
     for checkpoints in (tmp_path / "study").glob("*/checkpoints"):
         shutil.rmtree(checkpoints)
     more = Study(baselines=("no-memory",))
@@ -81,11 +99,14 @@ def test_stages_that_arms_begin_with_alike_are_trained_once_and_change_nothing(
     config = load_config(None, [*SETTINGS, WARM, f"output={tmp_path / 'all'}"])
     study = Study(seeds=(1, 2), baselines=("no-memory",), controls=True)
     rows = ablate(config, study, "test", Console(file=io.StringIO()))
-    assert [(r["arm"], r["seeds"], r["questions"]) for r in rows[-4:]] == [
-        (name, [1, 2], 7) for name in ("both", "both, rewards shuffled", "both, bank wiped", "no-memory")
+    assert [(r["arm"], r["seeds"], r["n"]) for r in rows[-4:]] == [
+        (name, [1, 2], 14) for name in ("both", "both, rewards shuffled", "both, bank wiped", "no-memory")
     ]
     wiped, nothing = (r["metrics"] for r in rows[-2:])
     assert wiped == nothing, "what is left of a wiped bank is no memory"
+    assert [r["over_no_memory"] and r["over_no_memory"]["difference"] for r in rows[-3:]] == [None, 0.0, None]
+    page = (tmp_path / "all" / "study" / "ablation.html").read_text()
+    assert "both, bank wiped" in page and page.count("data:image/png") == 2
     assert rows[0]["over_neither"] is None and rows[-1]["both_over_it"]["n"] == 7
     both = next(a for a in plan(config, study) if a.name == "both")
     alone = replace(both.config, output=str(tmp_path / "alone"))

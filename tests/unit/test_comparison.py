@@ -71,6 +71,13 @@ def test_a_mean_over_seeds_is_no_surer_than_its_seeds() -> None:
     assert (found.low, found.high) == (pytest.approx(0.3), pytest.approx(0.9))
 
 
+def test_answers_to_different_questions_under_one_id_are_not_compared() -> None:
+    a = answers([True] * 3)
+    for other in (replace(a[1], gold="oslo"), replace(a[1], question="who?")):
+        with pytest.raises(MemR1Error, match="question d/q1 of factworld or its gold is another one for trained than"):
+            compare(a, [a[0], replace(other, system="bm25"), a[2]][1:2])
+
+
 def test_one_seed_a_side_is_the_paired_comparison() -> None:
     a, b = answers([True] * 30), answers([i % 2 == 0 for i in range(30)])
     assert compare_seeds([a], [b]) == compare(a, b)

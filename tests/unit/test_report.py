@@ -10,7 +10,7 @@ import pytest
 
 from memr1.errors import MemR1Error
 from memr1.evaluation.predictions import dump_predictions, load_predictions
-from memr1.evaluation.rows import summarize
+from memr1.evaluation.rows import Row, summarize
 from memr1.training.report import sample_rollouts, write_report
 from memr1.training.report_evaluation import _comparisons
 from memr1.training.report_plots import duration, moving_average, stage_segments, time_shares
@@ -311,6 +311,20 @@ def test_predictions_on_other_questions_are_not_compared_and_the_report_says_so(
     path.write_text(path.read_text(encoding="utf-8").replace('"w0"', '"another world"'), encoding="utf-8")
     write_report(tmp_path)
     assert "- not compared: compare: trained and bm25 share no scored question" in (tmp_path / "report.md").read_text()
+
+
+def test_rows_that_were_measured_on_other_data_stand_in_no_table_with_the_newest(tmp_path):
+    run.write_run(tmp_path)
+    rows = read_evaluation(tmp_path)
+    with RunLog(tmp_path) as log:
+        for name in ("trained", "bm25"):
+            row = next(r for r in reversed(rows) if r["system"] == name)
+            log.evaluation(row["step"], "evaluation", Row.from_dict({**row, "measured_on": "other"}).to_dict())
+    write_report(tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    table = markdown.split("### factworld")[1]
+    assert re.findall(r"^\| ([\w-]+) \| 60 \|", table, flags=re.M) == ["trained", "bm25"]
+    assert "> factworld: no-memory, untrained left out, measured on other data or settings than the newest" in markdown
 
 
 def test_facts_are_written_for_people(finished):

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from memr1 import storage
+from memr1.config import Config
 from memr1.config_file import to_yaml
 from memr1.errors import MemR1Error
 from memr1.training.checkpoints import MARKER, TrainState
-from memr1.training.run import prepare_folder, train
+from memr1.training.run import check_same_run, prepare_folder, train
 from memr1.training.runlog import RunLog
 from tests.unit.scripted import make_config
 
@@ -42,6 +43,19 @@ def test_shards_of_an_optimizer_that_lie_on_a_store_are_seen(tmp_path: Path, mon
     assert not (checkpoint / "learner").exists(), "a working copy holds no optimizer"
     with pytest.raises(MemR1Error, match="step_000003/learner: an optimizer in 2 shards .* resume with 2"):
         prepare_folder(one, "auto")
+
+
+def test_a_judge_that_pays_nothing_may_come_and_change_and_one_that_pays_may_not(tmp_path: Path) -> None:
+    def judged(model: str, reward: str) -> Config:
+        url = "judge.url=http://127.0.0.1:1/v1"
+        return make_config(f"stages=[{{reward: {reward}}}]", url, f"judge.model={model}")
+
+    check_same_run(make_config("stages=[{reward: em_set}]"), judged("wise", "em_set"), tmp_path)
+    check_same_run(judged("wise", "em_set"), judged("kind", "em_set"), tmp_path)
+    paid = "0.5*em_set+0.5*judge"
+    check_same_run(judged("wise", paid), judged("wise", paid), tmp_path)
+    with pytest.raises(MemR1Error, match=r"made with other settings: judge.model"):
+        check_same_run(judged("wise", paid), judged("kind", paid), tmp_path)
 
 
 def test_results_of_a_run_without_its_checkpoints_are_not_discarded(tmp_path: Path) -> None:
