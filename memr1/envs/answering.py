@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memr1.agents.protocol import Answer, displayed_date
 from memr1.agents.roles import Prompt
 from memr1.envs.episode import Episode, Speaker, World, request, step
+from memr1.envs.evidence import Held, evidence_recall
 from memr1.memory.bank import MemoryBank
 from memr1.memory.types import MemoryEntry
 from memr1.rewards.base import Reward, RewardResult
@@ -26,8 +27,8 @@ class AnswerTask:
     entries: tuple[MemoryEntry, ...]
     evidence: tuple[str, ...] = ()
     """Ids of the turns that hold the answer."""
-    sources: tuple[str, ...] = ()
-    """Ids of the entries of the whole bank that came from those turns, retrieved or not."""
+    held: Held = field(default_factory=dict)
+    """What of it entries of the whole bank hold, retrieved or not."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class Selection:
         return 2 * (self.precision or 0.0) * self.recall / total if total else 0.0
 
 
-def selection(answered: Answered, evidence: Sequence[str]) -> Selection:
+def selection(answered: Answered, evidence: Sequence[str], held: Held) -> Selection:
     """The memories that an answer selected, against the evidence (ids of turns)."""
-    holds = {e.id for e in answered.prompt.entries.values() if set(e.provenance.turn_ids) & set(evidence)}
+    holds = {e.id for e in answered.prompt.entries.values() if e.id in held}
     chosen = {e.id for e in answered.selected}
     hits = len(holds & chosen)
     named = bool(chosen) and bool(evidence)
@@ -152,7 +153,7 @@ def play_answers(
 def _trajectory(
     task: AnswerTask, answered: Answered, result: RewardResult, seed: int, evidence_reward: float
 ) -> Trajectory:
-    chosen = selection(answered, task.evidence)
+    chosen = selection(answered, task.evidence, task.held)
     parts = {} if result.value is None else {result.name: result.value}
     if parts and evidence_reward > 0 and chosen.f1 is not None:
         parts["evidence"] = evidence_reward * chosen.f1
@@ -170,7 +171,7 @@ def _trajectory(
             "answer": answered.answer.text,
             "retrieved": shown(task.entries),
             "selected": [e.id for e in answered.selected],
-            "evidence_recall": evidence_recall(task.entries, task.evidence),
+            "evidence_recall": evidence_recall(task.entries, task.evidence, task.held),
             "selection_precision": chosen.precision,
             "selection_recall": chosen.recall,
         },
@@ -181,11 +182,3 @@ def _trajectory(
 def shown(entries: Sequence[MemoryEntry]) -> list[dict[str, str]]:
     """Entries for reports and viewers."""
     return [{"id": e.id, "text": e.text, "date": displayed_date(e.event_time)} for e in entries]
-
-
-def evidence_recall(entries: Sequence[MemoryEntry], evidence: Sequence[str]) -> float | None:
-    """Share of the evidence turns that some entry came from; None where a question names no evidence."""
-    if not evidence:
-        return None
-    found = {turn for e in entries for turn in e.provenance.turn_ids}
-    return len(found & set(evidence)) / len(set(evidence))

@@ -18,7 +18,7 @@ from memr1.storage import have, put, url_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 """Goes up when what is kept is made in another way, so that older files are made anew."""
 
 

@@ -1,20 +1,17 @@
 """Where a wrong answer was lost: its evidence was not stored, or stored and not retrieved, or shown and not used.
 
-The turns that entries came from decide, not their words: an entry that was written from a turn and lost its point
-counts as stored. A turn whose news was carried out by a DELETE leaves no entry and needs none.
+The turns that entries came from decide (`memr1.envs.evidence`): an entry that was written from a turn and lost its
+point counts as stored. A turn that only ended something, and was carried out by a DELETE, needs none.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence, Set
 
+from memr1.envs.evidence import Held, turns_held
 from memr1.evaluation.predictions import Prediction
 from memr1.evaluation.scores import score
 from memr1.memory.types import MemoryEntry
-
-if TYPE_CHECKING:
-    from memr1.evaluation.memories import Memory
 
 FAILURES = ("not stored", "not retrieved", "not used", "no evidence")
 """Memory-failure, retrieval-failure, answer-failure; and wrong answers to questions that name no evidence, such as
@@ -23,17 +20,18 @@ those on what was never told."""
 _NEXT = {"nothing": "not stored", "memory": "not retrieved", "prompt": "not used", None: "no evidence"}
 
 
-def reached(evidence: Sequence[str], memory: Memory, shown: Sequence[MemoryEntry]) -> str | None:
+def reached(evidence: Sequence[str], held: Held, ended: Set[str], shown: Sequence[MemoryEntry]) -> str | None:
     """How far all of a question's evidence came: into `nothing`, the `memory`, or the `prompt`; None without evidence.
 
-    evidence: turn ids. shown: the entries in the prompt.
+    evidence: turn ids. held: what of it the memory's entries hold. ended: turns that leave no entry, as `Memory.ended`
+    says. shown: the entries in the prompt.
     """
     if not evidence:
         return None
-    needed = set(evidence) - memory.ended
-    if needed - _turns(memory.entries):
+    needed = set(evidence) - ended
+    if needed - {turn for turns in held.values() for turn in turns}:
         return "nothing"
-    return "memory" if needed - _turns(shown) else "prompt"
+    return "memory" if needed - turns_held(shown, held) else "prompt"
 
 
 def failure(prediction: Prediction) -> str | None:
@@ -43,7 +41,3 @@ def failure(prediction: Prediction) -> str | None:
     """
     value = score(prediction, "abstained" if prediction.abstain else "em_set")
     return None if value is None or value == 1.0 else _NEXT[prediction.reached]
-
-
-def _turns(entries: Sequence[MemoryEntry]) -> set[str]:
-    return {turn for entry in entries for turn in entry.provenance.turn_ids}

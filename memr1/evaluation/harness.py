@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 
 from memr1.data.locomo import is_audited
 from memr1.data.types import Dialogue, Question
-from memr1.envs.answering import Answered, ask, evidence_recall
+from memr1.envs.answering import Answered, ask
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.envs.evidence import evidence_recall, held_evidence
 from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import embed_ahead
 from memr1.errors import MemR1Error
@@ -104,6 +105,7 @@ def _prediction(
     if not isinstance(outcome, Failure):
         shown = {e.id for e in outcome[0].prompt.entries.values()}  # fewer than retrieved when the prompt was cut
         entries = [e for e in entries if e.id in shown]
+    held = held_evidence(memory.entries, question.evidence, question.answer, memory.behind)
     unanswered = Prediction(
         benchmark=benchmark,
         system=system,
@@ -115,14 +117,14 @@ def _prediction(
         gold=question.answer,
         answer=None,
         retrieved=tuple(e.text for e in entries),
-        evidence_recall=evidence_recall(entries, question.evidence),
+        evidence_recall=evidence_recall(entries, question.evidence, held),
         seconds=seconds,
         abstain=question.abstain,
         disputed=is_audited(question),
         evidence=question.evidence,
         shown_turns=tuple(e.provenance.turn_ids for e in entries),
         contract=question.contract,
-        reached=reached(question.evidence, memory, entries),
+        reached=reached(question.evidence, held, memory.ended, entries),
     )
     if isinstance(outcome, Failure):
         if not isinstance(outcome.error, MemR1Error):

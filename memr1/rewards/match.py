@@ -52,6 +52,12 @@ def em_set(prediction: Any, gold: Any) -> float:
     return float(bool(tokens) and tokens == _token_set(gold))
 
 
+def contains(text: str, gold: str) -> bool:
+    """Whether all tokens of the gold (tokens as in `f1_set`), at least one, are among those of a text."""
+    tokens = _token_set(gold)
+    return bool(tokens) and tokens <= _token_set(text)
+
+
 def f1_set(prediction: Any, gold: Any) -> float:
     """F1 of the overlap of two token sets, as mem0's evaluation computes it. 0.0 when either side has no token.
 

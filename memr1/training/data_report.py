@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from memr1.data.types import Dialogue, Question
-from memr1.envs.answering import AnswerTask, evidence_recall
+from memr1.envs.answering import AnswerTask
 from memr1.envs.deciding import DecisionTask
+from memr1.envs.evidence import evidence_recall
 from memr1.envs.replaying import ReplayTask
 
 Report = dict[str, Any]
@@ -99,14 +100,14 @@ def replay_report(tasks: Sequence[ReplayTask]) -> Report:
 
 def answerer_report(tasks: Sequence[AnswerTask], demonstrations: int) -> Report:
     """Counts over questions and what was retrieved for them."""
-    recalls = [r for t in tasks if (r := evidence_recall(t.entries, t.evidence)) is not None]
+    recalls = [r for t in tasks if (r := evidence_recall(t.entries, t.evidence, t.held)) is not None]
     return {
         "questions": len(tasks),
         "questions with a demonstration": demonstrations,
         "entries retrieved": _mean([len(t.entries) for t in tasks]),
         "share of evidence retrieved": _mean(recalls),
         "questions with all evidence retrieved": sum(r == 1.0 for r in recalls),
-        "questions with evidence that the bank lacks": sum(bool(t.evidence) and not t.sources for t in tasks),
+        "questions with evidence that the bank lacks": sum(bool(t.evidence) and not t.held for t in tasks),
     }
 
 

@@ -17,6 +17,7 @@ from memr1.envs.answering import AnswerTask, retrieve
 from memr1.envs.cache import Cache
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, decision_prompt, related_entries
 from memr1.envs.episode import Failure, Speaker, World, drive
+from memr1.envs.evidence import held_evidence
 from memr1.envs.extracting import prepared
 from memr1.envs.ingesting import Moment, embed_ahead, ingest_with_manager, ingest_without_model, iso, replay
 from memr1.envs.replaying import ReplayTask, ReplayTurn, turn_prompt
@@ -125,8 +126,8 @@ def demonstration(task: Task, world: World) -> TrainSequence | None:
     if isinstance(task, DecisionTask):
         text = agents.manager.demonstration(task.oracle or (), prompt)
     else:
-        evidence = {n: e for n, e in prompt.entries.items() if e.id in task.sources}
-        if len(evidence) < len(task.sources) or (task.evidence and not task.sources and task.gold != UNKNOWN):
+        evidence = {n: e for n, e in prompt.entries.items() if e.id in task.held}
+        if len(evidence) < len(task.held) or (task.evidence and not task.held and task.gold != UNKNOWN):
             return None
         text = agents.answerer.demonstration(task.gold, evidence)
     if text is None:
@@ -147,7 +148,7 @@ def _answer_tasks(dialogue: Dialogue, bank: MemoryBank, world: World) -> list[An
             category=q.category,
             entries=tuple(retrieve(bank, q.text, world)),
             evidence=q.evidence,
-            sources=tuple(e.id for e in bank.entries() if set(e.provenance.turn_ids) & set(q.evidence)),
+            held=held_evidence(bank.entries(), q.evidence, q.answer, bank.sources),
         )
         tasks.append(task)
     return tasks

@@ -10,14 +10,15 @@ import json
 import pytest
 
 from memr1.data.types import Dialogue, Fact, OracleOp, Session, Turn
-from memr1.envs.answering import AnswerTask, evidence_recall, play_answers
+from memr1.envs.answering import AnswerTask, play_answers
 from memr1.envs.deciding import DecisionTask, LinkedQuestion, play_decisions, related_entries
 from memr1.envs.episode import Episode, Failure, Speaker, World, drive
+from memr1.envs.evidence import evidence_recall, held_evidence
 from memr1.envs.ingesting import ingest_with_manager, ingest_without_model, replay, turn_entries
 from memr1.errors import MemR1Error
 from memr1.memory.bank import MemoryBank, Snapshot
 from memr1.memory.embed import EmbedderLost
-from memr1.memory.types import Event, MemoryOp, Provenance
+from memr1.memory.types import Event, MemoryEntry, MemoryOp, Provenance
 from memr1.rewards.base import make_reward
 from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams
 from memr1.trajectory import Trajectory
@@ -106,7 +107,9 @@ def test_nothing_to_play_generates_nothing() -> None:
 
 OSLO = entry(4, "Ana lives in Oslo", 2, provenance=Provenance(turn_ids=("D1:1",)))
 BEES = entry(9, "Ben keeps bees", 5, provenance=Provenance(turn_ids=("D1:3", "D1:4")))
-TASK = AnswerTask("w/q1", "Where does Ana live?", "Oslo", "single-hop", (BEES, OSLO), evidence=("D1:1", "D2:2"))
+TASK = AnswerTask(
+    "w/q1", "Where does Ana live?", "Oslo", "single-hop", (BEES, OSLO), ("D1:1", "D2:2"), {"m4": ("D1:1",)}
+)
 
 
 def test_an_answer_is_paid_and_told_with_everything_a_viewer_needs() -> None:
@@ -155,11 +158,36 @@ def test_a_cut_prompt_is_marked_in_the_step() -> None:
     assert len(played.steps[0].sequence.prompt_ids) < len(whole.ids)
 
 
+def recall(entries: list[MemoryEntry], evidence: tuple[str, ...]) -> float | None:
+    return evidence_recall(entries, evidence, held_evidence([OSLO, BEES], evidence, "x", lambda _: ()))
+
+
 def test_evidence_recall_counts_turns_once_and_is_unknown_without_evidence() -> None:
-    assert evidence_recall([OSLO, BEES], ("D1:1", "D1:3", "D1:1")) == 1.0
-    assert evidence_recall([BEES], ("D1:1", "D1:3", "D1:4", "D9:9")) == 0.5
-    assert evidence_recall([], ("D1:1",)) == 0.0
-    assert evidence_recall([OSLO], ()) is None
+    assert recall([OSLO, BEES], ("D1:1", "D1:3", "D1:1")) == 1.0
+    assert recall([BEES], ("D1:1", "D1:3", "D1:4", "D9:9")) == 0.5
+    assert recall([], ("D1:1",)) == 0.0
+    assert recall([OSLO], ()) is None
+
+
+def test_an_entry_holds_what_was_merged_into_it_and_not_what_it_overwrote() -> None:
+    bank = MemoryBank("w", make_world().embedder)
+    for turn, op in (
+        ("D1:1", MemoryOp(Event.ADD, text="Ana likes chess")),
+        ("D1:2", MemoryOp(Event.ADD, text="Ben keeps bees")),
+        ("D2:1", MemoryOp(Event.UPDATE, text="Ana likes chess and sailing", entry_id="m1")),
+        ("D2:2", MemoryOp(Event.UPDATE, text="Ana lives in Rome", entry_id="m2")),
+    ):
+        bank.apply([op], provenance=Provenance((turn,)))
+
+    def held(gold: str | None, *evidence: str) -> dict[str, tuple[str, ...]]:
+        return held_evidence(bank.entries(), evidence, gold, bank.sources)
+
+    assert held("sailing, chess", "D1:1", "D2:1") == {"m1": ("D1:1", "D2:1")}
+    assert held("chess", "D1:1") == {"m1": ("D1:1",)}
+    assert held("bees", "D1:2") == {}, "it was overwritten by something else"
+    assert held("2", "D1:1", "D2:1") == {"m1": ("D2:1",)} == held(None, "D1:1", "D2:1"), "what it kept cannot be seen"
+    assert held("Rome", "D2:2") == {"m2": ("D2:2",)}
+    assert held("Rome") == {}
 
 
 # -- deciding ---------------------------------------------------------------------------------------------------

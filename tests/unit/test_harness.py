@@ -19,11 +19,11 @@ from memr1.config import Config
 from memr1.config_file import load_config
 from memr1.data.jsonl import write_jsonl
 from memr1.data.load import SPLITS
-from memr1.data.types import Dialogue, Question, Session, Turn
+from memr1.data.types import Dialogue, Fact, OracleOp, Question, Session, Turn
 from memr1.envs.episode import Episode, Speaker, World
 from memr1.errors import MemR1Error
 from memr1.evaluation import harness, remember
-from memr1.evaluation.evaluate import evaluate, evaluate_run, is_evaluated, table_name, weights_folder
+from memr1.evaluation.evaluate import evaluate, evaluate_run, is_evaluated, measured_on, table_name, weights_folder
 from memr1.evaluation.failures import failure, reached
 from memr1.evaluation.harness import Kept, evaluate_system
 from memr1.evaluation.memories import MEMORIES
@@ -205,9 +205,49 @@ def test_wrong_answers_are_put_down_to_where_their_evidence_was_lost() -> None:
 
 
 def test_a_revocation_that_was_carried_out_needs_no_entry() -> None:
-    memory = Memory(lambda _: [], [], ended=frozenset({"D2:1"}))
-    assert reached(("D2:1",), memory, []) == "prompt"
-    assert reached(("D1:1", "D2:1"), memory, []) == "nothing"
+    assert reached(("D2:1",), {}, {"D2:1"}, []) == "prompt"
+    assert reached(("D1:1", "D2:1"), {}, {"D2:1"}, []) == "nothing"
+
+
+def test_a_deletion_excuses_a_lack_only_where_the_dataset_deletes() -> None:
+    """A manager that deletes at the second turn, whatever it says: that Ana gave up chess, or took up sailing."""
+
+    def script(prompt: str, request: GenerationRequest) -> str:
+        if is_answerer(prompt):
+            return "Use: none\nAnswer: unknown"
+        return "DELETE 1" if "1. " in prompt else "ADD Ana plays chess"
+
+    def lost(fact: Fact) -> str | None:
+        told = [Fact("Ana plays chess", OracleOp("ADD", "Ana plays chess")), fact]
+        turns = tuple(Turn(f"D1:{n}", "Ana", f.text, (f,)) for n, f in enumerate(told))
+        question = Question("q", "What does Ana do?", "sailing", "c", evidence=("D1:1",))
+        talk = Dialogue("d", ("Ana",), (Session("s", None, "", turns),), (question,))
+        (found,), footprints = evaluate_system("trained", [talk], make_world(), ScriptedEngine(script), "factworld")
+        assert footprints[0].upkeep.operations == {"ADD": 1, "DELETE": 1}
+        return failure(found)
+
+    assert lost(Fact("Ana gave up chess", OracleOp("DELETE", "", "Ana plays chess"))) == "not used"
+    assert lost(Fact("Ana sails", OracleOp("ADD", "Ana sails"))) == "not stored"
+    assert lost(Fact("Ana sails")) == "not stored"
+
+
+def test_an_entry_that_merges_two_facts_holds_the_evidence_of_both() -> None:
+    def manager(second: str) -> str | None:
+        def script(prompt: str, request: GenerationRequest) -> str:
+            if is_answerer(prompt):
+                return "Use: none\nAnswer: unknown"
+            return second if "1. " in prompt else "ADD Ana plays chess"
+
+        facts = ("Ana plays chess", "Ana sails")
+        turns = tuple(Turn(f"D1:{n}", "Ana", text, (Fact(text),)) for n, text in enumerate(facts))
+        question = Question("q", "What does Ana play?", "chess", "c", evidence=("D1:0",))
+        talk = Dialogue("d", ("Ana",), (Session("s", None, "", turns),), (question,))
+        (found,), _ = evaluate_system("trained", [talk], make_world(), ScriptedEngine(script), "factworld")
+        assert found.evidence_recall == (1.0 if failure(found) == "not used" else 0.0)
+        return failure(found)
+
+    assert manager("UPDATE 1 Ana plays chess and sails") == "not used"
+    assert manager("UPDATE 1 Ana sails") == "not stored"
 
 
 def test_a_prompt_that_cannot_fit_is_that_system_s_error_and_not_the_end() -> None:
@@ -296,6 +336,7 @@ def test_rows_and_predictions_are_kept_in_the_run_folder(tmp_path: Path) -> None
     _, _, _, config = table(tmp_path, ["bm25", "trained"])
     logged = read_evaluation(config.run_dir)
     assert [(r["system"], r["step"], r["n"]) for r in logged] == [("bm25", 9, 14), ("trained", 9, 14)]
+    assert {r["measured_on"] for r in logged} == {measured_on(config, DIALOGUES)}
     kept = load_predictions(config.run_dir / "predictions" / "factworld" / "trained.jsonl")
     assert [p.question_id for p in kept] == [q.id for q in QUESTIONS]
 

@@ -6,6 +6,7 @@ Not covered: answering over them (test_harness.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -124,11 +125,17 @@ def test_rules_do_nothing_update_delete_or_add_by_likeness() -> None:
     assert decide(bank, "bees") == MemoryOp(Event.ADD, text="bees")  # 0.17
 
 
-def test_what_the_rules_deleted_counts_as_ended() -> None:
-    memory = built(
-        "rules", dialogue(["Ana plays the old piano at home"], ["Ana no longer plays the old piano at home"])
-    )
-    assert (memory.sizes, memory.ended) == ((1, 0), {"D2:1"})
+def test_what_the_rules_deleted_counts_as_ended_where_the_dataset_says_so() -> None:
+    told = dialogue(["Ana plays the old piano at home"], ["Ana no longer plays the old piano at home"])
+    memory = built("rules", told)
+    assert (memory.sizes, memory.ended) == ((1, 0), frozenset())
+    first, second = told.sessions
+    (turn,) = second.turns
+    ending = Fact(turn.text, OracleOp("DELETE", "", first.turns[0].text))
+    news = Fact("Ana sails", OracleOp("ADD", "Ana sails"))
+    for facts, ended in (((ending,), {"D2:1"}), ((ending, news), set())):
+        revoked = replace(told, sessions=(first, replace(second, turns=(replace(turn, facts=facts),))))
+        assert built("rules", revoked).ended == ended
     assert memory.upkeep.operations == {"ADD": 1, "DELETE": 1} and memory.upkeep.decisions == 2
 
 

@@ -26,7 +26,7 @@ from tests.unit.scripted import ScriptedEngine, entry, is_answerer, make_world, 
 
 CODEC = make_world().agents.codec
 ENTRIES = tuple(entry(n, f"Fact {n}", provenance=Provenance(turn_ids=(str(n),))) for n in (1, 2, 3, 4))
-TASK = AnswerTask("t", "Where?", "Oslo", "one", ENTRIES, evidence=("1", "3", "99"))
+TASK = AnswerTask("t", "Where?", "Oslo", "one", ENTRIES, ("1", "3", "99"), {"m1": ("1",), "m3": ("3",)})
 
 
 def play(

@@ -40,7 +40,10 @@ class Memory:
     sizes: tuple[int, ...] = ()
     """Entries after each session of the dialogue."""
     ended: frozenset[str] = frozenset()
-    """Turns whose news was that something ended, where it was then deleted: they leave no entry behind."""
+    """Turns whose only news was that something ended, as the dataset's operations say, where something was then
+    deleted: they leave no entry behind."""
+    behind: Callable[[str], Sequence[str]] = lambda entry_id: ()
+    """Entry id to the turns of all its versions, where entries have several."""
     upkeep: Upkeep = field(default_factory=Upkeep)
 
 
@@ -84,7 +87,7 @@ def of_bank(dialogue: Dialogue, bank: MemoryBank, world: World, upkeep: Upkeep |
     session_of = {turn.id: n for n, session in enumerate(dialogue.sessions) for turn in session.turns}
     grown = [0] * len(dialogue.sessions)
     operations: dict[str, int] = {}
-    rejected, ended = 0, set[str]()
+    rejected, deleting = 0, set[str]()
     for record in bank.log:
         turns = record.provenance.turn_ids
         for result in record.results:
@@ -94,9 +97,17 @@ def of_bank(dialogue: Dialogue, bank: MemoryBank, world: World, upkeep: Upkeep |
             event = result.op.event
             operations[event.value] = operations.get(event.value, 0) + 1
             if event is Event.DELETE:
-                ended.update(turns)
+                deleting.update(turns)
             grown[session_of[turns[0]]] += {Event.ADD: 1, Event.DELETE: -1}.get(event, 0)
     sizes = tuple(sum(grown[: n + 1]) for n in range(len(grown)))
     known = upkeep or Upkeep()
     spent = Upkeep(operations, known.decisions or len(bank.log), rejected, known.unreadable, known.tokens)
-    return Memory(lambda question: retrieve(bank, question, world), bank.entries(), sizes, frozenset(ended), spent)
+    ended = frozenset(turn.id for _, turn in dialogue.turns() if turn.id in deleting and _only_ends(turn))
+    return Memory(
+        lambda question: retrieve(bank, question, world), bank.entries(), sizes, ended, bank.sources, upkeep=spent
+    )
+
+
+def _only_ends(turn: Turn) -> bool:
+    """Whether all that the turn says, as far as the dataset knows what to do with it, is that something ended."""
+    return bool(turn.facts) and all(f.oracle is not None and f.oracle.event == Event.DELETE for f in turn.facts or ())
