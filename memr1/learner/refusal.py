@@ -32,7 +32,7 @@ def refuse_if_any(offenders: Sequence[MicroBatch], who: str, folder: Path, rank:
             written.mkdir(parents=True, exist_ok=True)
             (written / f"rank-{rank}.json").write_text(json.dumps(rows, default=lambda array: array.tolist()))
     raise MemR1Error(
-        f"{who}: loss or gradient is NaN or infinite, so the step was refused and the weights are as they were. The "
-        f"rows are in {folder / f'rank-{int(named) - 1}.json'}. Resume with --resume auto; if it happens again, start "
-        "anew with a lower stages[].learning_rate, or with model.dtype=float32"
+        f"{who}: loss or gradient is NaN or infinite, so the step was refused, and no checkpoint holds anything of it. "
+        f"The rows are in {folder / f'rank-{int(named) - 1}.json'}. Resume with --resume auto; if it happens again, "
+        "start anew with a lower stages[].learning_rate, or with model.dtype=float32"
     )

@@ -450,7 +450,10 @@ def test_a_loss_that_is_no_number_is_refused_with_its_rows_and_moves_nothing(
     assert far(group.learner.weights(), start) == 0.0
 
 
-def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(make_group: MakeGroup, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(
+    make_group: MakeGroup, tmp_path: Path, objective: str
+) -> None:
     group = make_group(replace(make_config(), output=str(tmp_path), name="run"))
     start, work = group.learner.weights(), make_plan()
 
@@ -465,9 +468,13 @@ def test_a_gradient_that_overflows_is_refused_though_the_loss_is_finite(make_gro
 
     forward = group.learner.scorer.forward
     group.learner.scorer.forward = lambda *a, **k: (Overflow.apply((out := forward(*a, **k))[0]), out[1])
-    with pytest.raises(MemR1Error, match="the answerer: loss or gradient is NaN or infinite"):
-        group.update(work, make_settings(work))
+    with pytest.raises(MemR1Error, match="the answerer: loss or gradient is NaN or infinite") as said:
+        group.update(work, make_settings(work, objective))
     assert far(group.learner.weights(), start) == 0.0
+    if objective == "ppo":  # it has taken its step by then, so the message must not say that nothing has moved
+        head = group.learner.critic.engine.module.head.weight
+        assert head.abs().max() > 0 and "as they were" not in str(said.value)
+    assert "no checkpoint holds anything of it" in str(said.value)
     assert len(json.loads((tmp_path / "run/refused/rank-0.json").read_text())) == 2
 
 
