@@ -43,8 +43,8 @@ from memr1.training.runlog import RunLog, machine_info
 
 RESTART_S = 60.0
 """From the death of a runner to the moment its next process has its model loaded."""
-REPLACED = ("memr1.rllib.pool", "memr1.rllib.dispatch", "memr1.rllib.env_runner", "memr1.rllib.learner_group")
-"""Modules of the driver and of actors that speak to Ray or look at the clock."""
+TIMED = ("memr1.rllib.pool", "memr1.rllib.dispatch", "memr1.rllib.env_runner", "memr1.rllib.learner_group")
+"""Modules of the driver and of actors that look at the clock; they speak to Ray as well."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,9 @@ def simulated(scenario: Scenario, folder: Path) -> Iterator[tuple[Trainer, RayPo
         return shell  # type: ignore[no-any-return]
 
     with contextlib.ExitStack() as stack:
-        for module in (*REPLACED, "memr1.training.loop"):
+        for module in (*TIMED, "memr1.training.loop"):
             stack.enter_context(mock.patch(f"{module}.time", clock))
-        for module in (*REPLACED, "ray.rllib.utils.actor_manager"):
+        for module in (*TIMED, "memr1.rllib.shipment", "ray.rllib.utils.actor_manager"):
             stack.enter_context(mock.patch(f"{module}.ray", cluster))
         stack.enter_context(mock.patch("memr1.rllib.learner_group.in_bundle", lambda *_: {}))
         stack.enter_context(

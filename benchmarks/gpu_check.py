@@ -146,8 +146,7 @@ def transfer(name: str, source: str, quick: bool) -> dict[str, Any]:
     import torch
 
     from memr1.models.registry import load_causal_lm
-    from memr1.rllib.env_runner import Shipment
-    from memr1.rllib.pool import CHUNK_BYTES
+    from memr1.rllib.shipment import Shipment
     from memr1.rollout.channel import Channel, Meeting, manifest_of
     from memr1.rollout.engine import WeightUpdate
 
@@ -178,7 +177,7 @@ def transfer(name: str, source: str, quick: bool) -> dict[str, Any]:
     ray.init(address="local", include_dashboard=False, log_to_driver=False)
     start = time.perf_counter()
     arrays = {n: t.float().cpu().numpy() for n, t in tensors.items()}
-    found = Shipment.send(WeightUpdate.build("answerer", 1, arrays, checked=False), CHUNK_BYTES).receive()
+    found = Shipment.send(WeightUpdate.build("answerer", 1, arrays, checked=False)).receive()
     for n, a in found.tensors.items():
         torch.from_numpy(a.copy()).to(ends[1], tensors[n].dtype)
     by_store = time.perf_counter() - start

@@ -237,7 +237,6 @@ class Bench:
         from memr1.learner.deepspeed_learner import UpdateSettings
         from memr1.learner.packing import TrainSequence, plan_microbatches
         from memr1.rewards.match import em_set
-        from memr1.rollout.engine import WeightUpdate
 
         group = self.args.group_size
         samples = [p for p in prompts for _ in range(group)]
@@ -265,7 +264,7 @@ class Bench:
         self.learners.update(plan, UpdateSettings("grpo", 0.0, plan.trained_tokens, plan.trained_sequences, 1.0))
         updated = time.perf_counter()
         self.version += 1
-        self.engine.load_weights(WeightUpdate.build("answerer", self.version, self.learners.weights()))
+        self.engine.load_weights(self.learners.ship(self.version))
         synced = time.perf_counter()
         out = {
             "prefill_s": timings["prefill_s"],

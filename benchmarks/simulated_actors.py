@@ -22,6 +22,8 @@ from simulated_cluster import Clock
 
 from memr1.config import Config, MemoryConfig, ModelConfig
 from memr1.data.factworld import FactWorldConfig
+from memr1.rollout.channel import Manifest
+from memr1.rollout.engine import WeightUpdate
 from memr1.training.runlog import machine_info
 from memr1.trajectory import Sequence as Tokens
 from memr1.trajectory import Step, Trajectory
@@ -85,13 +87,21 @@ class SimulatedLearner:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._weights = {"adapter": np.zeros(measured()["adapter_numbers"], dtype=np.float32)}
+        self._update = WeightUpdate.build("answerer", 0, self._weights)
 
     def update(self, microbatches: Sequence[Any], settings: Any) -> dict[str, float]:
         self._clock.sleep(sum(m.input_ids.size for m in microbatches) * measured()["update_s_per_token"])
         return {"loss": 0.0, "tokens": float(sum(len(m.targets) for m in microbatches)), "max_low_precision": 0.0}
 
-    def weights(self) -> dict[str, np.ndarray]:
-        return self._weights
+    def manifest(self) -> Manifest:
+        return self._update.manifest
+
+    def ship(self, version: int, parts: Sequence[Sequence[str]], checked: bool) -> Iterator[Any]:
+        yield self._weights
+        yield replace(self._update, version=version, tensors={})
+
+    def attend(self) -> None:
+        pass
 
     def supports_shared_prefixes(self) -> bool:
         return True
@@ -136,7 +146,6 @@ def measure(model: str, groups: int) -> dict[str, Any]:
     from memr1.learner.deepspeed_learner import UpdateSettings
     from memr1.learner.group import LocalLearnerGroup
     from memr1.learner.packing import TrainSequence, plan_microbatches
-    from memr1.rollout.engine import WeightUpdate
     from memr1.rollout.runner import Play, Runner
 
     config = replace(
@@ -170,7 +179,7 @@ def measure(model: str, groups: int) -> dict[str, Any]:
         began = time.process_time()
         learners.update(plan, settings)
         updated = time.process_time()
-        update = WeightUpdate.build("answerer", version, learners.weights())
+        update = WeightUpdate.build("answerer", version, learners.learner.weights())
         loading = time.process_time()
         runner.load_weights(update)
         loads.append(time.process_time() - loading)

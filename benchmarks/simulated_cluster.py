@@ -96,9 +96,13 @@ class Actor:
             self._instance = self._make()
 
     def __getattr__(self, method: str) -> Any:
-        return SimpleNamespace(remote=lambda *args, **kwargs: self._call(method, args, kwargs))
+        def options(num_returns: int) -> Any:
+            return SimpleNamespace(remote=lambda *args, **kwargs: self._call(method, args, kwargs, num_returns))
 
-    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reference:
+        return SimpleNamespace(remote=lambda *args, **kwargs: self._call(method, args, kwargs)[0], options=options)
+
+    def _call(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], returns: int = 1) -> list[Reference]:
+        """References to what the method gave; it is a generator where they are several."""
         clock = self._cluster.clock
         function = kwargs.pop("func", None)  # RLlib's way: `apply(func, ...)`
         sent = pickle.dumps((args, kwargs))
@@ -108,19 +112,20 @@ class Actor:
             self._free = self._death + self._restart_s
             self._begin(self._free)
         if start < self._up:
-            return Reference(clock.now, error=RayActorError(error_msg="the actor is being restarted"))
+            error = RayActorError(error_msg="the actor is being restarted")
+            return [Reference(clock.now, error=error) for _ in range(returns)]
         with clock.elsewhere(start):
             args, kwargs = pickle.loads(sent)
             target = self._instance if function is None else function
             given = (self._instance, *args) if function is not None else args
             value = (target if function is not None else getattr(target, method))(*given, **kwargs)
-            payload, end = pickle.dumps(value), clock.now
+            payloads, end = [pickle.dumps(v) for v in (value if returns > 1 else [value])], clock.now
         if self._death < end:
             died, self._free = self._death, self._death + self._restart_s
             self._begin(self._free)
-            return Reference(died, error=RayActorError(error_msg="the actor died"))
+            return [Reference(died, error=RayActorError(error_msg="the actor died")) for _ in range(returns)]
         self._free = end
-        return Reference(end, payload)
+        return [Reference(end, payload) for payload in payloads]
 
 
 class Cluster:

@@ -111,6 +111,9 @@ class RolloutConfig:
     GPU with NCCL, between CPUs with gloo. `auto`: `collective` where every runner and learner has a GPU of its own."""
     verify_weights: bool = True
     """Check every byte of weights that reach a Ray runner by a checksum, besides names and shapes: 1 s for each GB."""
+    push_timeout_s: float = 300.0
+    """Seconds that a Ray runner has to take new weights; one that takes longer is replaced. In a collective, learner
+    and runners wait for each other for a fifth of it; the object store takes over then."""
     prompts_per_step: int = 8
     """Distinct tasks played in one training step; each is played `group_size` times."""
     group_size: int = 8

@@ -134,6 +134,7 @@ def validate(config: Config, source: str = "config") -> None:
             value = getattr(getattr(config, section), name)
             need(value >= 1, f"{section}.{name}", f"must be at least 1, is {value}")
     need(r.parts_per_runner >= 1, "rollout.parts_per_runner", f"must be at least 1, is {r.parts_per_runner}")
+    need(r.push_timeout_s > 0, "rollout.push_timeout_s", f"must be above 0, is {r.push_timeout_s}")
     need(r.resample_rounds >= 0, "rollout.resample_rounds", f"must be at least 0, is {r.resample_rounds}")
     need(r.max_staleness in (0, 1), "rollout.max_staleness", f"must be 0 or 1, is {r.max_staleness}")
     need(

@@ -7,7 +7,7 @@ made for a stage and owns that stage's optimizer.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from memr1.learner.critic import Critic, Lesson
     from memr1.rollout.channel import Channel, Manifest, Meeting
+    from memr1.rollout.engine import WeightUpdate
 
 logger = logging.getLogger(__name__)
 
@@ -292,22 +293,55 @@ class DeepSpeedLearner:
         parameters = list(self.policies.trainable_parameters(role).values())
         return deepspeed.zero.GatheredParameters(parameters, modifier_rank=0 if write else None)
 
-    def weights(self, *, copy: bool = True) -> dict[str, np.ndarray]:
-        """The role's weights as float32 arrays; all ranks take part, rank 0's answer is the one to use.
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the role's weights as float32 arrays; all ranks take part."""
+        with self._gathered(self.role):
+            return {name: t.float().numpy() for name, t in self.policies.weights(self.role).items()}
 
-        copy: False gives, where that is possible, arrays over the very memory that the next update changes.
+    def in_place(self) -> dict[str, Tensor]:
+        """The role's weights in the memory that the next update changes; copies where only shards are kept."""
+        with self._gathered(self.role):
+            views = self.policies.views(self.role)
+            return {name: t.clone() for name, t in views.items()} if self.config.learner.zero_stage == 3 else views
+
+    def manifest(self) -> Manifest:
+        """Shapes and types of the role's weights as they lie here; all ranks take part."""
+        from memr1.rollout.channel import manifest_of
+
+        with self._gathered(self.role):
+            return manifest_of(self.policies.views(self.role))
+
+    def ship(
+        self, version: int, parts: Sequence[Sequence[str]], checked: bool
+    ) -> Iterator[dict[str, np.ndarray] | WeightUpdate]:
+        """The role's weights as float32 arrays, part by part, and at last their `WeightUpdate` without the tensors.
+
+        parts: names by part, in order. checked: with a checksum. For rank 0, while the others `attend`. A part may lie
+        in the memory that the next update changes.
         """
-        with self._gathered(self.role):
-            whole = copy or self.config.learner.zero_stage == 3  # gathered weights are gone afterwards
-            weights = self.policies.weights(self.role) if whole else self.policies.views(self.role)
-            return {name: t.float().cpu().numpy() for name, t in weights.items()}
+        from memr1.rollout.engine import Checksum, WeightUpdate
 
-    def open_channel(self, meeting: Meeting) -> Manifest | None:
-        """Have rank 0 meet the receivers of its weights; what it will send, or None where they did not come."""
-        from memr1.rollout.channel import Channel, manifest_of
-
+        manifest, digest = {}, Checksum()
         with self._gathered(self.role):
-            manifest = manifest_of(self.policies.views(self.role))
+            views = self.policies.views(self.role)
+            for names in parts:
+                arrays = {name: views[name].float().cpu().numpy() for name in names}
+                for name, array in arrays.items():
+                    manifest[name] = (array.shape, str(array.dtype))
+                    if checked:
+                        digest.add(name, array)
+                yield arrays
+        yield WeightUpdate(self.role, version, {}, manifest, digest.text() if checked else None)
+
+    def attend(self) -> None:
+        """Take part where rank 0 reads the weights of all."""
+        with self._gathered(self.role):
+            pass
+
+    def open_channel(self, meeting: Meeting) -> bool:
+        """Have rank 0 meet the receivers of its weights; whether they came."""
+        from memr1.rollout.channel import Channel
+
         if self.rank == 0:
             if self._channel is not None:
                 self._channel.close()
@@ -315,8 +349,8 @@ class DeepSpeedLearner:
                 self._channel = Channel(meeting, 0, self.device)
             except RuntimeError as error:
                 logger.warning("no channel to the runners: %s", error)
-                return None
-        return manifest
+                return False
+        return True
 
     def send_weights(self, checked: bool) -> bool:
         """Give the role's weights to all receivers from where they lie; all ranks take part. False where that failed.

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-import numpy as np
-
 from memr1.config import Config
 from memr1.learner.deepspeed_learner import DeepSpeedLearner, UpdateSettings
 from memr1.learner.engine import Rendezvous
 from memr1.learner.packing import Plan
 from memr1.models.adapters import PolicyModel
+from memr1.rollout.engine import Outgoing, WeightUpdate
 
 
 class LearnerGroup(Protocol):
@@ -20,8 +19,8 @@ class LearnerGroup(Protocol):
     def update(self, plan: Plan, settings: UpdateSettings) -> list[dict[str, float]]:
         """One optimizer step; statistics by rank."""
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """The role's current weights, good until the next update."""
+    def ship(self, version: int) -> Outgoing:
+        """The role's current weights for `RunnerPool.push` of the same backend; good until the next update."""
 
     def supports_shared_prefixes(self) -> bool:
         """Whether prompts may be packed once for their group."""
@@ -60,9 +59,9 @@ class LocalLearnerGroup:
         (microbatches,) = plan.ranks
         return [self.learner.update(microbatches, settings)]
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """See `LearnerGroup.weights`. Nothing is copied where the runner in this process can read them in place."""
-        return self.learner.weights(copy=False)
+    def ship(self, version: int) -> WeightUpdate:
+        """See `LearnerGroup.ship`. Where they lie: the runner in this process copies them into its own."""
+        return WeightUpdate.build(self.learner.role, version, self.learner.in_place(), checked=False)
 
     def supports_shared_prefixes(self) -> bool:
         """See `LearnerGroup.supports_shared_prefixes`."""

@@ -194,6 +194,7 @@ class MemoryR1(Algorithm):
                 parts_per_runner=experiment.rollout.parts_per_runner,
                 collective=by_collective(experiment, self.config.claims),
                 verify_weights=experiment.rollout.verify_weights,
+                push_timeout_s=experiment.rollout.push_timeout_s,
             )
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
             make_callback(

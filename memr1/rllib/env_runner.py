@@ -14,15 +14,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ObjectLostError, RayActorError, RayTaskError
 from ray.rllib.env.env_runner import EnvRunner
 
 from memr1.config import Config
-from memr1.errors import MemR1Error
 from memr1.rllib.cluster import use_own_interface
 from memr1.rllib.embedding import RemoteEmbedder
 from memr1.rllib.placement import check_shared
-from memr1.rollout.engine import WeightUpdate, chunks
+from memr1.rllib.shipment import Shipment
+from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.runner import Play, Runner
 from memr1.training.watchdog import watched
 
@@ -43,43 +42,6 @@ class Answer:
     """IP address of the runner's node."""
     clock: float = 0.0
     """What the clock of that node said, in seconds since 1970; with the answer to `arm` only."""
-
-
-class WeightsLost(MemR1Error):
-    """The only copy of a shipment is gone with the node of the learner that wrote it."""
-
-
-@dataclass(frozen=True)
-class Shipment:
-    """New weights in the object store: the manifest travels with the call, the tensors in parts."""
-
-    manifest: WeightUpdate
-    """Without tensors."""
-    parts: tuple[ray.ObjectRef, ...]
-
-    @classmethod
-    def send(cls, update: WeightUpdate, max_bytes: int) -> Shipment:
-        """Put an update into the object store in parts of at most `max_bytes`."""
-        return cls(replace(update, tensors={}), tuple(ray.put(part) for part in chunks(update.tensors, max_bytes)))
-
-    @classmethod
-    def promised(cls, update: WeightUpdate, tensors: ray.ObjectRef) -> Shipment:
-        """What was sent already, for runners that come later: as float32 arrays that a learner is writing."""
-        manifest = {name: (shape, "float32") for name, (shape, _) in update.manifest.items()}
-        return cls(replace(update, manifest=manifest), (tensors,))
-
-    def receive(self) -> WeightUpdate:
-        """The whole update, over the memory of the object store: parts on this machine are not copied.
-
-        Raises WeightsLost where the store has lost them, or the learner that should have written them failed.
-        """
-        try:
-            parts = ray.get(list(self.parts))
-        except (ObjectLostError, RayActorError, RayTaskError) as error:
-            said = str(error).strip().splitlines()[0]
-            raise WeightsLost(f"the weights of {self.manifest.policy} are lost: {said}") from error
-        tensors = {name: t for part in parts for name, t in part.items()}
-        return replace(self.manifest, tensors=tensors)
 
 
 class DialogueEnvRunner(EnvRunner):

@@ -7,12 +7,12 @@ call goes to every rank. A rank cannot be replaced alone: the group fails as a u
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
@@ -24,8 +24,13 @@ from memr1.learner.packing import Plan
 from memr1.rllib.cluster import use_own_interface
 from memr1.rllib.placement import check_shared, in_bundle
 from memr1.rllib.resources import Shares
+from memr1.rllib.shipment import PART_BYTES, Shipment
 from memr1.rllib.timeline import Span
+from memr1.rollout.engine import in_parts
 from memr1.training.watchdog import watched
+
+if TYPE_CHECKING:
+    from memr1.rollout.channel import Manifest
 
 START_TIMEOUT_S = 1800.0
 """Placing the actors, loading the model and, once per machine, compiling DeepSpeed's operation."""
@@ -56,23 +61,24 @@ class LearnerActor:
         """IP address of this node."""
         return ray.util.get_node_ip_address()
 
-    def start(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> None:
-        """Build the learner; returns when all ranks have met."""
+    def start(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> Manifest:
+        """Build the learner; returns when all ranks have met, with what its weights look like."""
         check_shared(config, f"learner {self.rank}")
         self.watch = (config.stuck_after_s, config.run_dir)
         use_own_interface()
         self.learner = DeepSpeedLearner(config, role, weights_folder, rendezvous)
+        return self.learner.manifest()
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the learner."""
         with watched(*self.watch, f"learner {self.rank}: {method}"):
             return getattr(self.learner, method)(*args)
 
-    def weights(self) -> dict[str, np.ndarray] | None:
-        """All ranks take part; rank 0 answers."""
+    def ship(self, version: int, parts: Sequence[Sequence[str]], checked: bool) -> Iterator[Any]:
+        """See `DeepSpeedLearner.ship`. Ray stores each part before the next is made."""
         assert self.learner is not None
-        weights = self.learner.weights()
-        return weights if self.rank == 0 else None
+        with watched(*self.watch, f"learner {self.rank}: ship"):
+            yield from self.learner.ship(version, parts, checked)
 
     def apply(self, function: Callable[[Any], Any]) -> Any:
         """Call a function with the learner."""
@@ -94,6 +100,7 @@ class RayLearnerGroup:
         """weights_folder: must be on storage that every node sees. bundles: a placement group with one for each rank
         (`reserve_learners`); the ranks go anywhere without. record: told of everything that a rank has done."""
         self._record = record
+        self._role, self._checked = role, config.rollout.verify_weights
         self._nodes: list[str] = []
         self.timeout_s = config.learner.collective_timeout_s
         size = config.learner.num_learners
@@ -110,10 +117,12 @@ class RayLearnerGroup:
                 a.start.remote(config, role, folder, Rendezvous(rank, size, address, port))
                 for rank, a in enumerate(self.actors)
             ]
-            self._get(references, "start", START_TIMEOUT_S)
+            self.manifest: Manifest = self._get(references, "start", START_TIMEOUT_S)[0]
         except BaseException:
             self.close()
             raise
+        # they travel as float32
+        self._parts = in_parts({name: 4 * math.prod(shape) for name, (shape, _) in self.manifest.items()}, PART_BYTES)
 
     # -- LearnerGroup -------------------------------------------------------------------------------------------
 
@@ -124,9 +133,20 @@ class RayLearnerGroup:
         references = [a.call.remote("update", part, settings) for a, part in zip(self.actors, plan.ranks, strict=True)]
         return self._get(references, "update")
 
-    def weights(self) -> dict[str, np.ndarray]:
-        """See `LearnerGroup.weights`."""
-        return self._get([a.weights.remote() for a in self.actors], "weights")[0]
+    def ship(self, version: int) -> Shipment:
+        """See `LearnerGroup.ship`. The weights go from rank 0 into the object store and not through this process."""
+        shipment, begun = self._begin_shipping(version, self._checked)
+        self._get(begun, "ship")
+        return shipment
+
+    def _begin_shipping(self, version: int, checked: bool) -> tuple[Shipment, list[ray.ObjectRef]]:
+        """A shipment that rank 0 is writing, and what to wait for, by rank."""
+        first, *others = self.actors
+        # the caller's own references, so that the parts outlive the learner
+        writing = first.ship.options(num_returns=len(self._parts) + 1)
+        *parts, head = writing.remote(version, self._parts, checked)
+        attending = [a.call.remote("attend") for a in others]
+        return Shipment(self._role, version, head, tuple(parts)), [head, *attending]
 
     def supports_shared_prefixes(self) -> bool:
         """See `LearnerGroup.supports_shared_prefixes`; all ranks must agree."""
@@ -160,10 +180,9 @@ class RayLearnerGroup:
         """Answers by rank."""
         return self._get(begun, what)
 
-    def snapshot(self) -> ray.ObjectRef:
-        """The weights as they are now, as `weights` gives them; written while the caller goes on."""
-        written = [a.weights.remote() for a in self.actors]
-        return written[0]
+    def snapshot(self, version: int) -> Shipment:
+        """The weights as they are now, unchecked; written while the caller goes on."""
+        return self._begin_shipping(version, checked=False)[0]
 
     # -- RLlib's verbs ------------------------------------------------------------------------------------------
 

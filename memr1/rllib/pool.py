@@ -22,10 +22,11 @@ from ray.exceptions import RayActorError, RayError
 
 from memr1.errors import MemR1Error
 from memr1.rllib.dispatch import MAX_LOSSES, Dispatch, split
-from memr1.rllib.env_runner import Answer, Shipment, WeightsLost
+from memr1.rllib.env_runner import Answer
 from memr1.rllib.learner_group import LearnersLost
+from memr1.rllib.shipment import Shipment, WeightsLost
 from memr1.rllib.timeline import Span
-from memr1.rollout.channel import Manifest, Meeting
+from memr1.rollout.channel import Meeting
 from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import check_acknowledged
 from memr1.rollout.runner import ROLES
@@ -40,16 +41,14 @@ _log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 900.0
 """A runner loads the language model and, on a cold machine, reads it over the network."""
-PUSH_TIMEOUT_S = 300.0
-"""Longest wait for the acknowledgement of new weights."""
+ANSWER_TIMEOUT_S = 300.0
+"""Longest wait for what a runner knows without work."""
 CALL_TIMEOUT_S = 3600.0
 """A runner that takes longer over its part of one step is taken for hung and is replaced."""
-CHANNEL_TIMEOUT_S = 60.0
-"""Longest wait of learner and runners for each other in a collective; the object store takes over then."""
+CHANNEL_SHARE = 0.2
+"""Share of the time for a push that learner and runners wait for each other in a collective."""
 MAX_CHANNEL_FAILURES = 2
-"""Each costs a step up to the timeout above."""
-CHUNK_BYTES = 256 * 2**20
-"""Weights travel in parts of this size: a full model as one object would need as much free memory in one piece."""
+"""Each costs a step up to that time."""
 STRAGGLER = 2.0
 """A runner that plays for this many times the median of all is reported by name."""
 CLOCKS_APART_S = 5.0
@@ -67,7 +66,6 @@ class Channel:
     learners: RayLearnerGroup
     processes: dict[int, int]
     """Runner -> number of its process."""
-    manifest: Manifest
 
     def joins(self, learners: RayLearnerGroup, processes: dict[int, int]) -> bool:
         """Whether it is between these."""
@@ -88,11 +86,12 @@ class RayPool:
         parts_per_runner: int = 1,
         collective: bool = False,
         verify_weights: bool = True,
+        push_timeout_s: float = 300.0,
     ) -> None:
         """record: told of everything that a runner has done. parts_per_runner: see the configuration. collective:
-        whether `broadcast` may be used. verify_weights: with a checksum."""
+        whether `broadcast` may be used. verify_weights: with a checksum. push_timeout_s: see the configuration."""
         self._group, self._record, self._parts_per_runner = group, record, parts_per_runner
-        self._collective, self._checked = collective, verify_weights
+        self._collective, self._checked, self._push_timeout_s = collective, verify_weights, push_timeout_s
         self._channel: Channel | None = None
         self._failures = 0  # of channels, in a row
         self._manager: FaultTolerantActorManager = group._worker_manager
@@ -166,33 +165,30 @@ class RayPool:
             self._channel = self._open_channel(learners, processes)
         if self._channel is None:
             return False
-        update = WeightUpdate(policy, version, {}, self._channel.manifest, None)
+        update = WeightUpdate(policy, version, {}, learners.manifest, None)
         sending = learners.begin("send_weights", self._checked)
-        versions = self._call({i: ("receive_weights", (update,), {}) for i in ids}, PUSH_TIMEOUT_S)
+        versions = self._call({i: ("receive_weights", (update,), {}) for i in ids}, self._push_timeout_s)
         sent = all(learners.finish(sending, "send_weights"))
         if not sent or set(versions) != set(ids) or None in versions.values():
             return False
         check_acknowledged(update, list(versions.values()))
-        self._weights[policy] = Shipment.promised(update, learners.snapshot())
+        self._weights[policy] = learners.snapshot(version)
         return True
 
     def _open_channel(self, learners: RayLearnerGroup, processes: dict[int, int]) -> Channel | None:
         """A channel between these, or None where not all of them came."""
-        meeting = Meeting(*learners.address(), 1 + len(processes), CHANNEL_TIMEOUT_S)
+        meeting = Meeting(*learners.address(), 1 + len(processes), CHANNEL_SHARE * self._push_timeout_s)
         opening = learners.begin("open_channel", meeting)
         calls: dict[int, Call] = {i: ("open_channel", (meeting, n), {}) for n, i in enumerate(processes, start=1)}
-        came = self._call(calls, PUSH_TIMEOUT_S)
-        manifest = learners.finish(opening, "open_channel")[0]
-        if manifest is None or len(came) < len(processes) or not all(came.values()):
-            return None
-        return Channel(learners, processes, manifest)
+        came = self._call(calls, self._push_timeout_s)
+        opened = all(learners.finish(opening, "open_channel"))
+        return Channel(learners, processes) if opened and len(came) == len(processes) and all(came.values()) else None
 
-    def push(self, update: WeightUpdate) -> None:
-        """See `RunnerPool.push`. The weights go to the object store once."""
-        shipment = Shipment.send(update, CHUNK_BYTES)
-        versions = self._everywhere("load_weights", shipment, timeout_s=PUSH_TIMEOUT_S)
-        check_acknowledged(update, list(versions.values()))
-        self._weights[update.policy] = shipment
+    def push(self, shipment: Shipment) -> None:
+        """See `RunnerPool.push`."""
+        versions = self._everywhere("load_weights", shipment, timeout_s=self._push_timeout_s)
+        check_acknowledged(shipment, list(versions.values()))
+        self._weights[shipment.policy] = shipment
 
     def load_policies(self, folder: str, roles: Sequence[str] = ROLES) -> None:
         """See `RunnerPool.load_policies`. The folder must be on storage that every node sees."""
@@ -201,12 +197,12 @@ class RayPool:
         self._everywhere("load_policies", os.path.abspath(folder), tuple(roles), timeout_s=START_TIMEOUT_S)
         # kept as weights, not as a path: old checkpoints are deleted while the run goes on
         for update in self.first("export_weights", tuple(roles)):
-            self._weights[update.policy] = Shipment.send(update, CHUNK_BYTES)
+            self._weights[update.policy] = Shipment.send(update)
 
     def pop_timings(self) -> dict[str, float]:
         """See `RunnerPool.pop_timings`. Also how evenly the runners were busy, of which one process knows nothing."""
         totals: dict[str, float] = defaultdict(float, self._balance())
-        for timings in self._everywhere("pop_timings", timeout_s=PUSH_TIMEOUT_S).values():
+        for timings in self._everywhere("pop_timings", timeout_s=ANSWER_TIMEOUT_S).values():
             for name, value in timings.items():
                 totals[name] += value
         return dict(totals)

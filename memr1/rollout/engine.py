@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -70,18 +70,17 @@ class WeightUpdate:
 
     policy: str
     version: int
-    tensors: Mapping[str, np.ndarray]
-    """Or tensors of torch, where they came through a `memr1.rollout.channel`."""
+    tensors: Mapping[str, Any]
+    """Arrays; tensors of torch where they came through a `memr1.rollout.channel` or lie in this process."""
     manifest: Mapping[str, tuple[tuple[int, ...], str]]
     """name -> (shape, dtype)."""
     checksum: str | None
     """blake2b over names and bytes in the order of names; None where nothing can be damaged on the way."""
 
     @classmethod
-    def build(
-        cls, policy: str, version: int, tensors: Mapping[str, np.ndarray], *, checked: bool = True
-    ) -> WeightUpdate:
-        """Wrap tensors of a policy for the journey to the engines. checked: with a checksum, about 1 s for each GB."""
+    def build(cls, policy: str, version: int, tensors: Mapping[str, Any], *, checked: bool = True) -> WeightUpdate:
+        """Wrap tensors of a policy for the journey to the engines. checked: with a checksum of what are arrays, about
+        1 s for each GB."""
         manifest = {name: (tuple(t.shape), str(t.dtype)) for name, t in tensors.items()}
         return cls(policy, version, dict(tensors), manifest, checksum(tensors) if checked else None)
 
@@ -95,28 +94,56 @@ class WeightUpdate:
             raise ValueError(f"weights of {self.policy} v{self.version} were damaged on the way: checksum differs")
 
 
-def chunks(tensors: Mapping[str, np.ndarray], max_bytes: int) -> list[dict[str, np.ndarray]]:
-    """The tensors in order, in parts of at most `max_bytes`; a tensor that is larger is a part of its own."""
-    parts: list[dict[str, np.ndarray]] = []
+class Outgoing(Protocol):
+    """New weights on their way to a pool: a `WeightUpdate`, or where to find one."""
+
+    @property
+    def policy(self) -> str:
+        """Whose weights."""
+
+    @property
+    def version(self) -> int:
+        """Which."""
+
+
+def in_parts(sizes: Mapping[str, int], max_bytes: int) -> list[list[str]]:
+    """Names of tensors of these bytes, in order, in parts of at most `max_bytes`; a tensor that is larger is a part of
+    its own."""
+    parts: list[list[str]] = []
     size = 0
-    for name, tensor in tensors.items():
-        if not parts or size + tensor.nbytes > max_bytes:
-            parts.append({})
+    for name in sorted(sizes):
+        if not parts or size + sizes[name] > max_bytes:
+            parts.append([])
             size = 0
-        parts[-1][name] = tensor
-        size += tensor.nbytes
+        parts[-1].append(name)
+        size += sizes[name]
     return parts
 
 
-def checksum(tensors: Mapping[str, np.ndarray]) -> str:
-    """Order-independent digest of named arrays."""
-    import numpy as np
+class Checksum:
+    """Digest of named arrays, which have to be added in the order of their names."""
 
-    digest = hashlib.blake2b(digest_size=16)
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def add(self, name: str, tensor: np.ndarray) -> None:
+        """Add one."""
+        import numpy as np
+
+        self._digest.update(name.encode())
+        self._digest.update(np.ascontiguousarray(tensor).tobytes())
+
+    def text(self) -> str:
+        """The digest of what was added."""
+        return self._digest.hexdigest()
+
+
+def checksum(tensors: Mapping[str, np.ndarray]) -> str:
+    """`Checksum` of arrays in any order."""
+    digest = Checksum()
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensors[name]).tobytes())
-    return digest.hexdigest()
+        digest.add(name, tensors[name])
+    return digest.text()
 
 
 class Engine(Protocol):

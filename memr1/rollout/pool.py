@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
 
 from memr1.config import Config
-from memr1.rollout.engine import WeightUpdate
+from memr1.rollout.engine import Outgoing, WeightUpdate
 from memr1.rollout.runner import ROLES, Runner
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ class RunnerPool(Protocol):
         """Send the learners' weights to every runner from device to device, where there is such a way; as `push`
         otherwise. False where nothing was sent or not all have it: then they have to be pushed."""
 
-    def push(self, update: WeightUpdate) -> None:
-        """Send weights to every runner; returns when every one has acknowledged the version."""
+    def push(self, update: Any) -> None:
+        """Send what `LearnerGroup.ship` gave to every runner; returns when every one has acknowledged the version."""
 
     def pop_timings(self) -> dict[str, float]:
         """Sums over runners of the engine's seconds and tokens since the last call."""
@@ -89,7 +89,7 @@ class LocalPool:
         self.runner.close()
 
 
-def check_acknowledged(update: WeightUpdate, versions: Sequence[int]) -> None:
+def check_acknowledged(update: Outgoing, versions: Sequence[int]) -> None:
     """A version counts only when every receiver has it."""
     if any(v != update.version for v in versions):
         raise RuntimeError(f"weights of {update.policy} v{update.version} were acknowledged as {list(versions)}")

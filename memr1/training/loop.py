@@ -25,7 +25,6 @@ from memr1.errors import MemR1Error
 from memr1.learner.deepspeed_learner import UpdateSettings
 from memr1.learner.group import LearnerFactory, LearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
-from memr1.rollout.engine import WeightUpdate
 from memr1.rollout.pool import RunnerPool
 from memr1.rollout.runner import Play
 from memr1.storage import copy, exists
@@ -249,8 +248,7 @@ class Trainer:
         if self.pool.broadcast(learners, role, version):
             self.state.versions[role] = version
             return
-        checked = self.config.backend == "ray" and self.config.rollout.verify_weights  # nothing travels in one process
-        self.pool.push(WeightUpdate.build(role, version, learners.weights(), checked=checked))
+        self.pool.push(learners.ship(version))
         self.state.versions[role] = version
 
     @property

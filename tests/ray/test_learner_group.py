@@ -54,7 +54,7 @@ def train(
             losses.append(sum(s["loss"] for s in group.update(plan, settings)))
         if save is not None:
             group.save(save)
-        return group.weights(), losses
+        return dict(group.ship(1).receive().tensors), losses
     finally:
         group.close()
 
@@ -116,6 +116,31 @@ def test_a_rank_that_dies_or_hangs_fails_the_group_with_its_name(ray_cluster, ma
         if stopped:
             os.kill(stopped, signal.SIGCONT)  # a stopped process cannot be ended by Ray
         group.close()
+
+
+def test_weights_go_from_rank_0_to_the_store_in_parts_and_outlive_it(ray_cluster, make_config, tmp_path, monkeypatch):
+    import ray
+
+    from memr1.rllib import learner_group
+
+    monkeypatch.setattr(learner_group, "PART_BYTES", 4096)
+    config = make_config(tmp_path, "learner.num_learners=2", "learner.zero_stage=3")
+    prepare_folder(config, "auto")
+    group = learner_group.RayLearnerGroup(config, "answerer", None, HALF)
+    try:
+        shipment, later = group.ship(5), group.snapshot(6)
+        weights = group.foreach_learner(lambda learner: learner.weights())[0]
+    finally:
+        group.close()
+    for sent, version in ((shipment, 5), (later, 6)):
+        update = sent.receive()
+        update.verify()
+        assert (sent.policy, sent.version, update.policy, update.version) == ("answerer", version) * 2
+        assert update.tensors.keys() == weights.keys()
+        assert all(np.array_equal(update.tensors[name], weights[name]) for name in weights)
+    assert shipment.receive().checksum is not None and later.receive().checksum is None
+    parts = [ray.get(part) for part in shipment.parts]
+    assert len(parts) > 5 and all(len(p) == 1 or sum(t.nbytes for t in p.values()) <= 4096 for p in parts)
 
 
 def test_an_error_of_a_rank_comes_out_as_it_is(ray_cluster, make_config, tmp_path):

@@ -57,6 +57,12 @@ def perturbed(pool, version: int) -> WeightUpdate:
     )
 
 
+def push(pool, update: WeightUpdate) -> None:
+    from memr1.rllib.shipment import Shipment
+
+    pool.push(Shipment.send(update))
+
+
 def plays(pool, config, members: int) -> list[Play]:
     from memr1.training.worlds import training_dialogues
 
@@ -81,31 +87,31 @@ def die_in(pool, runner: int, method: str) -> None:
 
 
 def test_push_returns_when_both_runners_have_the_version(pool):
-    pool.push(perturbed(pool, 3))
+    push(pool, perturbed(pool, 3))
     assert versions(pool) == {1: 3, 2: 3}
 
 
 def test_weights_that_travel_in_many_parts_arrive_whole(pool, monkeypatch):
-    from memr1.rllib import pool as pool_module
+    from memr1.rllib import shipment
 
     update = perturbed(pool, 1)
-    monkeypatch.setattr(pool_module, "CHUNK_BYTES", 4096)
-    pool.push(update)
+    monkeypatch.setattr(shipment, "PART_BYTES", 4096)
+    push(pool, update)
     assert len(pool._weights["answerer"].parts) > 5
     checksums = [u.checksum for (u,) in pool._everywhere("export_weights", ("answerer",), timeout_s=60).values()]
     assert checksums == [update.checksum] * 2
 
 
 def test_damaged_weights_are_refused_and_both_runners_keep_the_old_ones(pool):
-    pool.push(perturbed(pool, 4))
+    push(pool, perturbed(pool, 4))
     damaged = replace(perturbed(pool, 5), checksum="0" * 32)
     with pytest.raises(ValueError, match="answerer v5 were damaged on the way"):
-        pool.push(damaged)
+        push(pool, damaged)
     assert versions(pool) == {1: 4, 2: 4}
 
 
 def test_a_runner_that_dies_while_playing_is_replaced_and_its_part_played_again(pool, algorithm):
-    pool.push(perturbed(pool, 6))
+    push(pool, perturbed(pool, 6))
     work = plays(pool, algorithm.trainer.config, members=2)
     undisturbed = pool.map("play", work, reward="f1", temperature=1.0)
     before = pool.replaced
@@ -123,7 +129,7 @@ def test_a_runner_replaced_between_calls_gets_the_current_weights_before_it_play
     """Ray restarts the process by itself; nothing was in flight, so nobody was told."""
     import ray
 
-    pool.push(perturbed(pool, 7))
+    push(pool, perturbed(pool, 7))
     work = plays(pool, algorithm.trainer.config, members=1)
     undisturbed = pool.map("play", work, reward="f1", temperature=1.0)
     before = pool.replaced
@@ -139,10 +145,10 @@ def test_a_runner_replaced_between_calls_gets_the_current_weights_before_it_play
 
 
 def test_a_runner_that_dies_during_a_push_has_the_new_version_when_the_push_returns(pool):
-    pool.push(perturbed(pool, 8))
+    push(pool, perturbed(pool, 8))
     update = perturbed(pool, 9)
     die_in(pool, 2, "load_weights")
-    pool.push(update)
+    push(pool, update)
     wait_for(lambda: len(pool.ready()) == 2)
     assert versions(pool) == {1: 9, 2: 9}
 
@@ -152,7 +158,7 @@ def test_a_runner_that_dies_in_any_other_phase_is_replaced_and_the_phase_complet
     from memr1.training.worlds import training_dialogues
 
     update = perturbed(pool, 20)
-    pool.push(update)
+    push(pool, update)
     pool.first("save_policies", str(tmp_path / "before"))
     dialogues = training_dialogues(algorithm.trainer.config)
     calls = {
@@ -209,7 +215,7 @@ def test_an_error_in_a_runner_comes_out_as_it_is_and_ends_no_runner(pool, tmp_pa
 
 def test_training_goes_on_when_a_runner_dies_in_a_step(algorithm, pool):
     # other tests push weights that no learner made; training refuses to play with such
-    pool.push(WeightUpdate.build("answerer", 10, algorithm.first_weights.tensors))
+    push(pool, WeightUpdate.build("answerer", 10, algorithm.first_weights.tensors))
     algorithm.trainer.state.versions["answerer"] = 10
     die_in(pool, 2, "play")
     before = pool.replaced

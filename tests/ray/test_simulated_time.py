@@ -16,9 +16,8 @@ from ray.exceptions import ObjectLostError
 from memr1.data.factworld import FactWorldConfig
 from memr1.data.load import load_dialogues
 from memr1.rllib.dispatch import LOOK_S
-from memr1.rllib.env_runner import Shipment
 from memr1.rllib.learner_group import LearnersLost
-from memr1.rollout.engine import WeightUpdate
+from memr1.rllib.shipment import Shipment
 from memr1.rollout.runner import Play
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -112,8 +111,7 @@ def test_weights_that_went_with_a_learners_node_cost_the_steps_since_the_checkpo
     with controller.simulated(controller.Scenario(2, prompts=2), tmp_path) as (_, pool, clock):
         monkeypatch.setattr(pool, "first", lambda method, roles: [])
         gone = Reference(clock.monotonic(), error=ObjectLostError("ab" * 28, None, ""))
-        update = WeightUpdate("answerer", 7, {}, {"adapter": ((2,), "bfloat16")}, None)
-        pool._weights["answerer"] = Shipment.promised(update, gone)
+        pool._weights["answerer"] = Shipment("answerer", 7, gone, (gone,))
         pool._unarmed.add(1)
         with pytest.raises(LearnersLost, match="no runner can join any more: the weights of answerer are lost"):
             pool.ready()

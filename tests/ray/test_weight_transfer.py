@@ -28,17 +28,15 @@ def held(algorithm: Any) -> dict[int, dict[str, np.ndarray]]:
 def test_a_broadcast_gives_every_runner_the_learner_s_weights_and_a_lost_one_does_not_stop_it(
     ray_cluster, make_config, tmp_path, monkeypatch
 ):
-    from memr1.rllib import pool as pool_module
-
-    monkeypatch.setattr(pool_module, "CHANNEL_TIMEOUT_S", 15.0)
     settings = ("stages.0.steps=5", "stages.0.learning_rate=1e-2", "checkpoint.every_steps=1000")
     expected, expected_weights = train_locally(make_config(tmp_path, "name=local", *settings))
-    ray_settings = ("rollout.num_runners=2", "rollout.weight_transfer=collective")
+    ray_settings = ("rollout.num_runners=2", "rollout.weight_transfer=collective", "rollout.push_timeout_s=75")
     algorithm = build(make_config(tmp_path, "name=ray", *settings, *ray_settings))
     pool, trainer = algorithm.pool, algorithm.trainer
+    assert pool._push_timeout_s == 75
     pushed: list[int] = []
     push = pool.push
-    monkeypatch.setattr(pool, "push", lambda update: (pushed.append(update.version), push(update)))
+    monkeypatch.setattr(pool, "push", lambda shipment: (pushed.append(shipment.version), push(shipment)))
     try:
         got = []
         for _ in range(2):
@@ -47,7 +45,7 @@ def test_a_broadcast_gives_every_runner_the_learner_s_weights_and_a_lost_one_doe
         first = pool._channel
         assert pushed == [] and first is not None
         for weights in held(algorithm).values():
-            mine = trainer.learners.weights()
+            mine = trainer.learners.ship(0).receive().tensors
             assert weights.keys() == mine.keys()
             assert all(np.array_equal(weights[name], mine[name]) for name in mine)
 
@@ -121,7 +119,7 @@ def test_weights_on_a_gpu_reach_runners_on_another_either_way(ray_cluster, make_
             for _ in range(3):
                 algorithm.train()
             assert (algorithm.pool._channel is not None) == (transfer == "collective")
-            theirs, ours = weights_of(algorithm), algorithm.trainer.learners.weights()
+            theirs, ours = weights_of(algorithm), algorithm.trainer.learners.ship(0).receive().tensors
             assert theirs.keys() == ours.keys()
             assert all(np.array_equal(theirs[name], ours[name]) for name in ours)
         finally:

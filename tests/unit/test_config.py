@@ -107,6 +107,7 @@ def test_every_choice_is_checked_and_listed(field: str) -> None:
         ("rollout.temperature=.nan", "rollout.temperature: must be above 0, is nan"),
         ("rollout.max_prompt_tokens=10", "rollout.max_prompt_tokens: must be at least 64"),
         ("learner.zero_stage=4", "learner.zero_stage: must be 0, 1, 2 or 3"),
+        ("rollout.push_timeout_s=0", "rollout.push_timeout_s: must be above 0, is 0"),
         ("learner.num_learners=0", "learner.num_learners: must be at least 1"),
         ("memory.answerer_top_k=0", "memory.answerer_top_k: must be at least 1"),
         ("algo.clip_low=1", "algo.clip_low: must be in [0, 1)"),

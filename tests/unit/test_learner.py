@@ -25,6 +25,7 @@ from memr1.learner.packing import TrainSequence, plan_microbatches
 from memr1.models.adapters import PolicyModel
 from memr1.models.architectures import describe
 from memr1.models.cpu import prefers_onednn
+from memr1.rollout.engine import WeightUpdate, in_parts
 from memr1.training.estimate import learner_bytes
 from memr1.training.loop import Trainer
 from tests.unit.learner_cases import LEARNING_RATE, ROLE, make_config, make_plan, make_sequences, make_settings
@@ -421,6 +422,22 @@ def test_a_recurrent_model_trains_without_shared_prompts_and_says_so(
 def test_an_attention_model_shares_prompts_unless_told_not_to(make_group: MakeGroup) -> None:
     assert make_group().supports_shared_prefixes()
     assert not make_group(share_prefixes=False).supports_shared_prefixes()
+
+
+@pytest.mark.parametrize(("weights", "dtype"), [("lora", "float32"), ("full", "bfloat16")])
+def test_what_is_shipped_in_parts_is_the_role_s_weights_with_their_checksum(
+    make_group: MakeGroup, weights: str, dtype: str
+) -> None:
+    learner = make_group(weights=weights, dtype=dtype).learner
+    expected = WeightUpdate.build(ROLE, 3, learner.weights())
+    names = in_parts({name: array.nbytes for name, array in expected.tensors.items()}, 10_000)
+    *parts, head = learner.ship(3, names, True)
+    assert [list(part) for part in parts] == names and len(names) > 3
+    shipped = replace(head, tensors={name: array for part in parts for name, array in part.items()})
+    shipped.verify()
+    assert shipped.checksum == expected.checksum and (shipped.policy, shipped.version) == (ROLE, 3)
+    *_, unchecked = learner.ship(3, names, False)
+    assert unchecked == replace(head, checksum=None)
 
 
 # -- steps that are refused -------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ The journey between processes is tested where Ray is (tests/ray).
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 
 from memr1.errors import MemR1Error
 from memr1.models.adapters import PolicyModel
-from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams, WeightUpdate, checksum, chunks
+from memr1.rollout.engine import Completion, GenerationRequest, SamplingParams, WeightUpdate, checksum, in_parts
 from memr1.rollout.transformers_engine import TransformersEngine
 from tests.unit.small_models import build
 
@@ -151,16 +153,53 @@ def test_an_update_without_a_checksum_still_checks_names_and_shapes() -> None:
 
 
 def test_parts_of_weights_keep_every_tensor_whole_and_in_order_and_within_the_size() -> None:
-    tensors = {f"w{i}": np.zeros(n, np.float32) for i, n in enumerate((1, 2, 3, 50, 1, 1, 1, 1))}
-    parts = chunks(tensors, 20)
-    assert [list(p) for p in parts] == [["w0", "w1"], ["w2"], ["w3"], ["w4", "w5", "w6", "w7"]]
-    assert {n: t for p in parts for n, t in p.items()} == tensors
-    assert chunks(tensors, 10**9) == [tensors] and chunks({}, 8) == []
+    sizes = {f"w{i}": 4 * n for i, n in enumerate((1, 2, 3, 50, 1, 1, 1, 1))}
+    assert in_parts(sizes, 20) == [["w0", "w1"], ["w2"], ["w3"], ["w4", "w5", "w6", "w7"]]
+    assert in_parts(dict(reversed(sizes.items())), 10**9) == [sorted(sizes)] and in_parts({}, 8) == []
 
 
-@pytest.mark.parametrize("mode", ["lora", "full"])
+def test_runners_have_as_long_for_new_weights_as_is_said_and_a_fifth_of_it_to_meet() -> None:
+    from memr1.rllib.env_runner import Answer
+    from memr1.rllib.pool import RayPool
+    from memr1.rllib.shipment import Shipment
+
+    asked: dict[str, tuple[float, Any]] = {}
+
+    class Manager:
+        """One runner that is always there."""
+
+        actor_ids = healthy_actor_ids = lambda self: [1]
+
+        def probe_unhealthy_actors(self, **_: Any) -> list[int]:
+            return []
+
+        def foreach_actor(self, methods: Any, *, kwargs: Any, timeout_seconds: float, **_: Any) -> list[Any]:
+            (sent,) = kwargs
+            asked[sent.get("method", methods[0])] = timeout_seconds, sent.get("args")
+            answer = Answer(4, clock=time.time())
+            return [SimpleNamespace(actor_id=1, ok=True, get=lambda: answer)]
+
+    nothing: Any = None
+    group: Any = SimpleNamespace(_worker_manager=Manager())
+    learners: Any = SimpleNamespace(
+        address=lambda: ("127.0.0.1", 1),
+        begin=lambda *_: [],
+        finish=lambda *_: [True],
+        manifest={},
+        snapshot=lambda version: Shipment("answerer", version, nothing, ()),
+    )
+    pool = RayPool(group, collective=True, push_timeout_s=50.0)
+    pool.push(Shipment("answerer", 4, nothing, ()))
+    assert asked["load_weights"][0] == 50.0
+    assert pool.broadcast(learners, "answerer", 4)
+    assert asked["receive_weights"][0] == asked["open_channel"][0] == 50.0
+    assert asked["open_channel"][1][0].timeout_s == 10.0
+
+
+@pytest.mark.usefixtures("learner_process")
+@pytest.mark.parametrize(("mode", "dtype"), [("lora", "float32"), ("full", "float32"), ("full", "bfloat16")])
 def test_in_one_process_a_runner_copies_from_the_learner_s_own_memory(
-    mode: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+    mode: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Colocated: from the learner's parameters to the runner's there is one copy, the last one."""
     from memr1.learner.group import LocalLearnerGroup
@@ -168,7 +207,7 @@ def test_in_one_process_a_runner_copies_from_the_learner_s_own_memory(
     from memr1.rollout.pool import LocalPool
     from tests.unit.scripted import make_config
 
-    config = make_config(f"model.weights={mode}")
+    config = make_config(f"model.weights={mode}", f"model.dtype={dtype}")
     pool, group = LocalPool(config), LocalLearnerGroup(config, "manager", None)
     arrived: dict[str, torch.Tensor] = {}
     copy_into = weight_files.copy_into
@@ -183,7 +222,7 @@ def test_in_one_process_a_runner_copies_from_the_learner_s_own_memory(
         with torch.no_grad():
             for p in own.values():
                 p.add_(0.5)
-        pool.push(WeightUpdate.build("manager", 1, group.weights(), checked=False))
+        pool.push(group.ship(1))
         mine = pool.runner.policies.trainable_parameters("manager")
         assert arrived.keys() == own.keys() == mine.keys()
         for name, p in own.items():
