@@ -33,6 +33,7 @@ from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
 from memr1.rllib.placement import Node, claim, cluster_nodes, ensure, reserve_learners, room_for, runner_options
 from memr1.rllib.pool import RayPool
+from memr1.rllib.recovery import Recovery
 from memr1.rllib.resources import Shares, by_collective, shares
 from memr1.rllib.telemetry import Telemetry
 from memr1.rllib.timeline import Timeline
@@ -149,6 +150,7 @@ class MemoryR1(Algorithm):
     metrics: Any
     trainer: Trainer
     pool: RayPool
+    recovery: Recovery
     step_metrics: dict[str, float]
     """Metrics of the last step, by flat name."""
     _embedders: tuple[Any, ...] = ()
@@ -197,6 +199,7 @@ class MemoryR1(Algorithm):
                 push_timeout_s=experiment.rollout.push_timeout_s,
             )
             self.trainer = Trainer(experiment, self.pool, self._make_learners, self._log, checkpoint)
+            self.recovery = Recovery(self.trainer)
             make_callback(
                 "on_algorithm_init",
                 self.callbacks,
@@ -254,8 +257,9 @@ class MemoryR1(Algorithm):
     # -- an iteration -------------------------------------------------------------------------------------------
 
     def step(self) -> dict[str, Any]:
-        """RLlib's iteration around `training_step`; `done` is true after the last stage, which ends a Tune trial."""
-        result = super().step()
+        """RLlib's iteration around `training_step`; `done` is true after the last stage, which ends a Tune trial. Where
+        learners were lost, the one that gets further than all before (see `Recovery.step`)."""
+        result: dict[str, Any] = self.recovery.step(super().step)
         result["done"] = self.trainer.done
         return result
 

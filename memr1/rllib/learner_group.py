@@ -2,7 +2,7 @@
 
 RLlib's own LearnerGroup asks learner 0 alone for its state, which never returns when the state is sharded; here every
 call goes to every rank. A rank cannot be replaced alone: the group fails as a unit with `LearnersLost`, and
-`memr1.rllib.session` starts another from the newest checkpoint.
+`memr1.rllib.recovery` starts another from the newest checkpoint.
 """
 
 from __future__ import annotations

@@ -295,8 +295,8 @@ def drive(config_file: str, folder: str, overrides: Sequence[str]) -> None:
     try:
         while not (Path(folder) / "stop").exists():
             metrics = session.step()
-            pool, state = session.algorithm.pool, session.trainer.state
-            line = {"step": state.step, "ready": pool.num_ready, "size": pool.size, "restarts": session.restarts}
+            pool, state, lost = session.algorithm.pool, session.trainer.state, session.algorithm.recovery.restarts
+            line = {"step": state.step, "ready": pool.num_ready, "size": pool.size, "restarts": lost}
             print(json.dumps(line | {"loss": metrics["learner/loss"]}), flush=True)
     finally:
         session.close()

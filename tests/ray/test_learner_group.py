@@ -187,8 +187,9 @@ def test_a_lost_learner_is_replaced_from_the_checkpoint_and_nothing_is_different
             ray.kill(session.trainer.learners.actors[0])
         else:
             session.trainer.learners.foreach_learner(die_writing)
-        got += [session.step()["learner/loss"] for _ in range(2)]
-        assert session.restarts == 1
+        got += [session.algorithm.train()["learner"]["loss"] for _ in range(2)]
+        assert session.algorithm.recovery.restarts == 1
+        assert session.algorithm.training_iteration == 4, "catching up is part of an iteration"
         folders = sorted(p.name for p in (session.trainer.config.run_dir / "checkpoints").iterdir())
         assert folders[-1] == "step_000004" and not any("partial" in name for name in folders)
         assert not list(session.trainer.config.run_dir.rglob("half"))
@@ -236,7 +237,7 @@ def test_a_learner_killed_in_an_update_while_groups_are_played_ahead_changes_not
 
         trainer._update = killed
         got += [session.step() for _ in range(2)]
-        assert session.restarts == 1
+        assert session.algorithm.recovery.restarts == 1
         for name in ("learner/loss", "rollout/staleness", "reward/mean"):
             assert [m.get(name) for m in got] == pytest.approx([m.get(name) for m in expected], abs=1e-5), name
         assert got[-1]["rollout/staleness"] == 1
