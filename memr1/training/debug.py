@@ -70,7 +70,9 @@ class Rehearsal(Trainer):
             if self.state.stage_step > 0 and self.checkpoint is not None:
                 learners.restore(str(self.checkpoint / "learner"))
             for batch in batches:
-                yield self._update(learners, batch.sequences) if batch.sequences else {"learner/skipped": 1.0}
+                late = batch.versions.get(self.stage.role) != self.state.versions[self.stage.role]
+                alike = {"learner/skipped": 1.0}
+                yield self._update(learners, batch.sequences, late=late) if batch.sequences else alike
                 self.state.stage_step += 1
         finally:
             learners.close()

@@ -57,7 +57,9 @@ class Trainer:
         self.ahead: Future[Batch] | None = None
         """The next step's batch, where it is played ahead; complete between two steps."""
         self.unchecked = False
-        """Whether the next update is the first of its stage; steps without a signal before it update nothing."""
+        """Whether the next update is the first of these learners; steps without a signal before it update nothing."""
+        self.resumed = False
+        """Whether these learners were made inside a stage."""
         if resume is not None:
             self.resume_from(resume)
 
@@ -100,7 +102,7 @@ class Trainer:
             sequences, trajectories, metrics = batch.sequences, batch.records, dict(batch.metrics)
         played = time.perf_counter()
         if sequences:
-            metrics |= self._update(learners, sequences)
+            metrics |= self._update(learners, sequences, late=metrics.get("rollout/staleness", 0.0) > 0)
         updated = time.perf_counter()
         if self.ahead is not None:
             self.ahead.result()  # runners take new weights when they have played, so they are never further ahead
@@ -210,7 +212,10 @@ class Trainer:
         chosen = [self.tasks[i].demonstration for i in self.sampler.take(self.stage.examples_per_step)]
         return [d for d in chosen if d is not None]
 
-    def _update(self, learners: LearnerGroup, sequences: Sequence[TrainSequence]) -> dict[str, float]:
+    def _update(
+        self, learners: LearnerGroup, sequences: Sequence[TrainSequence], *, late: bool = False
+    ) -> dict[str, float]:
+        """late: they were played with older weights."""
         stage, learner = self.stage, self.config.learner
         plan = plan_microbatches(
             sequences,
@@ -233,7 +238,7 @@ class Trainer:
         metrics = learner_metrics(learners.update(plan, settings))
         seconds = time.perf_counter() - start
         if self.unchecked:
-            check_first_update(stage, metrics, plan, sequences)
+            check_first_update(stage, metrics, plan, sequences, resumed=self.resumed, late=late)
             self.unchecked = False
         return metrics | {
             "learner/learning_rate": settings.learning_rate,
@@ -280,7 +285,7 @@ class Trainer:
             self.sampler.load_state_dict(self.state.sampler)
 
     def _make_learners(self) -> LearnerGroup:
-        self.unchecked = self.state.stage_step == 0
+        self.unchecked, self.resumed = True, self.state.stage_step > 0
         policies = None if self.checkpoint is None else str(self.checkpoint / "policies")
         config = self.config
         if self.stage.objective == "sft":  # measures no KL, so its learners need hold no reference

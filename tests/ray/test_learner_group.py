@@ -230,10 +230,10 @@ def test_a_learner_killed_in_an_update_while_groups_are_played_ahead_changes_not
         got = [session.step() for _ in range(63)]
         update = trainer._update
 
-        def killed(learners, sequences):
+        def killed(learners, sequences, **kwargs):
             ray.kill(learners.actors[0])
             trainer._update = update
-            return update(learners, sequences)
+            return update(learners, sequences, **kwargs)
 
         trainer._update = killed
         got += [session.step() for _ in range(2)]

@@ -21,6 +21,7 @@ GOOD = {
     "learner/rollout_mismatch": 0.009,
     "learner/reference_kl": 9e-5,
     "learner/advantages": 9e-4,
+    "learner/approx_kl": 9e-5,
 }
 
 
@@ -31,17 +32,27 @@ def batch(*advantages: float, trajectories: tuple[int | None, ...] = (None, None
     ]
 
 
-def check(objective: str, sequences: list[TrainSequence], **changed: float) -> None:
+def check(
+    objective: str,
+    sequences: list[TrainSequence],
+    epochs: int = 1,
+    resumed: bool = False,
+    late: bool = False,
+    **changed: float,
+) -> None:
     plan = plan_microbatches(sequences, num_ranks=1, max_tokens_per_microbatch=64, pad_id=0)
     metrics = GOOD | {f"learner/{name}": value for name, value in changed.items()}
-    check_first_update(StageConfig(objective=objective), metrics, plan, sequences)
+    stage = StageConfig(objective=objective, epochs=epochs)
+    check_first_update(stage, metrics, plan, sequences, resumed=resumed, late=late)
 
 
 def test_a_right_first_update_passes() -> None:
     check("grpo", batch(0.75, -0.75))
     check("grpo", batch(0.75, -0.75), rollout_mismatch=0.4, max_low_precision=1.0)
     check("ppo", batch(3.0, 1.0))
-    check("sft", batch(1.0, 1.0), rollout_mismatch=9.0, reference_kl=9.0)
+    check("sft", batch(1.0, 1.0), rollout_mismatch=9.0, reference_kl=9.0, approx_kl=9.0)
+    check("ppo", batch(3.0, 1.0), approx_kl=9e-3, max_low_precision=1.0)
+    check("ppo", batch(3.0, 1.0), epochs=2, approx_kl=0.5)
 
 
 @pytest.mark.parametrize(
@@ -53,11 +64,22 @@ def test_a_right_first_update_passes() -> None:
         ({"rollout_mismatch": math.nan}, "engine and trainer differ by nan"),
         ({"reference_kl": 2e-4}, "KL to the reference is not 0"),
         ({"reference_kl": -2e-4}, "KL to the reference is not 0"),
+        ({"approx_kl": 2e-4}, "the policy had moved by a KL of 0.0002 before its first optimizer step"),
+        ({"approx_kl": 0.02, "max_low_precision": 1.0}, "the policy had moved by a KL of 0.0200"),
+        ({"approx_kl": math.nan}, "the policy had moved by a KL of nan"),
     ],
 )
 def test_what_an_update_did_wrongly_is_named(changed: dict[str, float], message: str) -> None:
     with pytest.raises(MemR1Error, match=f"stage answerer-grpo, first update: .*{message}"):
         check("grpo", batch(0.75, -0.75), **changed)
+
+
+def test_after_resuming_the_policy_is_no_longer_the_reference_and_weights_are_still_compared() -> None:
+    sequences = batch(0.75, -0.75)
+    check("grpo", sequences, resumed=True, reference_kl=0.3)
+    with pytest.raises(MemR1Error, match=r"first update after resuming: .* engine and trainer differ by 0\.011"):
+        check("grpo", sequences, resumed=True, rollout_mismatch=0.011)
+    check("grpo", sequences, resumed=True, late=True, rollout_mismatch=0.011)
 
 
 def test_advantages_sum_to_zero_over_trajectories_not_over_their_steps() -> None:
@@ -83,7 +105,7 @@ class Learners:
         return [{"tokens": tokens, "max_low_precision": 0.0, "loss": 0.0, "grad_norm": 1.0}]
 
 
-@pytest.mark.parametrize(("begun", "wrong_from", "stops"), [(0, 1, True), (0, 2, False), (3, 1, False)])
+@pytest.mark.parametrize(("begun", "wrong_from", "stops"), [(0, 1, True), (0, 2, False), (3, 1, True)])
 def test_the_first_update_is_checked_also_behind_steps_without_a_signal(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, begun: int, wrong_from: int, stops: bool
 ) -> None:
@@ -100,7 +122,8 @@ def test_the_first_update_is_checked_also_behind_steps_without_a_signal(
     assert trainer.step()["learner/skipped"] == 1.0
     assert f"step {trainer.state.step} (answerer-grpo): the rollouts of every group were rewarded alike" in caplog.text
     if stops:
-        with pytest.raises(MemR1Error, match="3 tokens were trained, 4 were planned"):
+        when = "first update after resuming" if begun else "first update"
+        with pytest.raises(MemR1Error, match=f"{when}: 3 tokens were trained, 4 were planned"):
             trainer.step()
     else:
         assert [trainer.step()["learner/loss"] for _ in range(2)] == [0.0, 0.0]
