@@ -40,9 +40,9 @@ def save_model(folder: Path) -> tuple[str, tuple[int, ...]]:
     return str(folder), (tokenizer.eos_token_id, ord("e"))
 
 
-def make_policies(source: str, mode: str) -> PolicyModel:
+def make_policies(source: str, mode: str, device: str = "cpu") -> PolicyModel:
     """Policies that differ from the base and from one another in every layer."""
-    policies = PolicyModel.create(source, ROLES, mode, device="cpu", dtype="float32")
+    policies = PolicyModel.create(source, ROLES, mode, device=device, dtype="float32")
     for number, role in enumerate(ROLES):
         policies.load_weights(role, _torch(_noisy(policies, role, number)))
     return policies
@@ -52,7 +52,7 @@ def _noisy(policies: PolicyModel, role: str, seed: int) -> dict[str, np.ndarray]
     rng = np.random.default_rng(seed)
     scale = 0.2 if policies.mode == "lora" else 0.05
     return {
-        n: (w.numpy() + scale * rng.standard_normal(w.shape)).astype(np.float32)
+        n: (w.cpu().numpy() + scale * rng.standard_normal(w.shape)).astype(np.float32)
         for n, w in policies.weights(role).items()
     }
 
@@ -111,7 +111,9 @@ class EngineContract:
         requests = ask(t=0.0)
         for r, c in zip(requests, engine.generate(requests), strict=True):
             with engine.policies.use(r.policy) as model, torch.no_grad():
-                logits = model(torch.tensor([r.prompt_ids + c.ids])).logits[0, len(r.prompt_ids) - 1 : -1]
+                logits = model(torch.tensor([r.prompt_ids + c.ids], device=model.device)).logits[
+                    0, len(r.prompt_ids) - 1 : -1
+                ]
             assert c.ids == tuple(logits.argmax(-1).tolist())
 
     def test_end_tokens_are_included_and_the_reason_is_told(self, engine: Engine, eos: tuple[int, ...]) -> None:

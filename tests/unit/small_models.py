@@ -63,6 +63,6 @@ def build(architecture: str, seed: int = 0) -> Any:
 
 def plain_logprobs(model: Any, prompt: tuple[int, ...], completion: tuple[int, ...], temperature: float = 1.0) -> Any:
     """Log-probabilities of a completion by the model's ordinary forward on one row without padding, (n,)."""
-    ids = torch.tensor([prompt + completion])
+    ids = torch.tensor([prompt + completion], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
-    return (logits / temperature).log_softmax(-1).gather(1, torch.tensor(completion)[:, None]).squeeze(1)
+    return (logits / temperature).log_softmax(-1).gather(1, ids[0, len(prompt) :, None]).squeeze(1)

@@ -21,10 +21,21 @@ class TestTransformersEngine(EngineContract):
     def eos(self, saved: tuple[str, tuple[int, ...]]) -> tuple[int, ...]:
         return saved[1]
 
+    @pytest.fixture(scope="class")
+    def device(self) -> str:
+        return "cpu"
+
     @pytest.fixture(scope="class", params=["lora", "full"])
-    def engine(self, saved: tuple[str, tuple[int, ...]], request: pytest.FixtureRequest) -> Iterator[Any]:
+    def engine(self, saved: tuple[str, tuple[int, ...]], device: str, request: pytest.FixtureRequest) -> Iterator[Any]:
         source, eos = saved
         tokenizer = load_tokenizer(source)
         yield TransformersEngine(
-            make_policies(source, request.param), eos, tokenizer.pad_token_id, decode=tokenizer.decode
+            make_policies(source, request.param, device), eos, tokenizer.pad_token_id, decode=tokenizer.decode
         )
+
+
+@pytest.mark.gpu
+class TestTransformersEngineOnAGpu(TestTransformersEngine):
+    @pytest.fixture(scope="class")
+    def device(self) -> str:
+        return "cuda"

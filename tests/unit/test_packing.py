@@ -55,21 +55,20 @@ def grouped_sequences(seed: int = 0, vocab: int = VOCAB) -> list[TrainSequence]:
 
 
 def gradient(model: Any, work: Plan, aggregation: str = "token-mean") -> dict[str, torch.Tensor]:
-    """Gradient of the loss of one optimizer step, summed over the micro-batches of all ranks."""
+    """Gradient of the loss of one optimizer step, on the CPU, summed over the micro-batches of all ranks."""
     model.zero_grad()
     scorer = CompletionScorer(model)
     denominator = work.trained_tokens if aggregation == "token-mean" else work.trained_sequences
     for batch in (b for rank in work.ranks for b in rank):
         if not len(batch.targets):
             continue
-        logprobs, _ = scorer(**to_tensors(batch, "cpu"))
-        weights = token_weights(
-            torch.from_numpy(batch.sequence_ids),
-            aggregation=aggregation,
-            denominator=denominator,
+        logprobs, _ = scorer(**to_tensors(batch, model.device))
+        sequence_ids, advantages = (
+            torch.from_numpy(a).to(model.device) for a in (batch.sequence_ids, batch.advantages)
         )
-        grpo_loss(logprobs, logprobs.detach(), torch.from_numpy(batch.advantages), weights).loss.backward()
-    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        weights = token_weights(sequence_ids, aggregation=aggregation, denominator=denominator)
+        grpo_loss(logprobs, logprobs.detach(), advantages, weights).loss.backward()
+    return {n: p.grad.clone().cpu() for n, p in model.named_parameters() if p.grad is not None}
 
 
 def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -99,7 +98,7 @@ def scores(model: Any, work: Plan) -> dict[tuple[Any, ...], list[float]]:
     out: dict[tuple[Any, ...], list[float]] = {}
     for batch in (b for rank in work.ranks for b in rank):
         with torch.no_grad():
-            logprobs, _ = scorer(**to_tensors(batch, "cpu"))
+            logprobs = scorer(**to_tensors(batch, model.device))[0].cpu()
         for s in np.unique(batch.sequence_ids):
             own = batch.sequence_ids == s
             key = (seen_by(batch, s)[0], tuple(batch.targets[own].tolist()))
@@ -210,6 +209,17 @@ def test_gradient_on_tiny_random_is_the_same_with_and_without_shared_prompts(tin
         shared, apart = gradient(model, plan(sequences)), gradient(model, plan(sequences, share=False))
     assert len(shared) == len(weights) == 28
     assert distance(shared, apart) < 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_on_a_gpu_shared_prompts_give_what_rows_of_their_own_give_on_the_cpu(architecture: str) -> None:
+    here, there, sequences = build(architecture), build(architecture).to("cuda"), grouped_sequences()
+    expected, found = scores(here, plan(sequences, share=False)), scores(there, plan(sequences))
+    assert found.keys() == expected.keys()
+    for key, values in expected.items():
+        assert found[key] == pytest.approx(values, abs=1e-4)
+    assert distance(gradient(there, plan(sequences)), gradient(here, plan(sequences, share=False))) < 1e-3
 
 
 # -- other layouts ----------------------------------------------------------------------------------------------
