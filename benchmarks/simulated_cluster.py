@@ -132,6 +132,7 @@ class Cluster:
     """Takes the place of the module `ray` where the driver speaks to actors."""
 
     util = SimpleNamespace(get_node_ip_address=lambda: "10.0.0.1", get_current_placement_group=lambda: None)
+    get_runtime_context = staticmethod(lambda: SimpleNamespace(get_node_id=lambda: "a"))
     ObjectRef = Reference
 
     def __init__(self, clock: Clock) -> None:

@@ -377,8 +377,8 @@ class Config:
     """A server whose model judges answers, for a stage's reward and for `memr1 eval --judge`."""
     placement: PlacementConfig = field(default_factory=PlacementConfig)
     stuck_after_s: float = 1800.0
-    """A step, or a call of one runner or learner, that takes longer writes the stacks of its process to `<run>/stuck/`;
-    0 switches that off."""
+    """A step, or a call of one runner, learner or embedder, that takes longer writes the stacks of its process to
+    `<run>/stuck/`; 0 switches that off."""
     tensorboard: bool = False
     """Mirror the metrics to TensorBoard files in the run folder (`pip install memr1[loggers]`)."""
 

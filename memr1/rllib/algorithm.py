@@ -31,7 +31,16 @@ from memr1.rllib.cluster import connect
 from memr1.rllib.embedding import start_embedders
 from memr1.rllib.env_runner import DialogueEnvRunner
 from memr1.rllib.learner_group import RayLearnerGroup
-from memr1.rllib.placement import Node, claim, cluster_nodes, ensure, reserve_learners, room_for, runner_options
+from memr1.rllib.placement import (
+    Node,
+    claim,
+    cluster_nodes,
+    ensure,
+    leaving_nodes,
+    reserve_learners,
+    room_for,
+    runner_options,
+)
 from memr1.rllib.pool import RayPool
 from memr1.rllib.recovery import Recovery
 from memr1.rllib.resources import Shares, by_collective, shares
@@ -163,13 +172,15 @@ class MemoryR1(Algorithm):
 
     @classmethod
     def default_resource_request(cls, config: Any) -> Any:
-        """What a Tune trial reserves. It waits in Tune's queue until there is room, so none has to be free now."""
+        """What a Tune trial reserves. It waits in Tune's queue until there is room, so none has to be free now. Where
+        no cluster is connected, every actor wants a whole CPU."""
         waiting = {**config, "memr1_waits": True}
         request: Any = super().default_resource_request(waiting)
         settings: Any = cls.get_default_config().update_from_dict(waiting)
         settings.validate()
-        shares, count = settings.claims, settings.memr1.placement.num_embedders
-        bundles = [claim(shares.embedder_cpus, shares.embedder_gpus) for _ in range(count)]
+        claims = settings.claims or shares(settings.memr1, 0.0, 0.0, 0)
+        embedders = range(settings.memr1.placement.num_embedders)
+        bundles = [claim(claims.embedder_cpus, claims.embedder_gpus) for _ in embedders]
         return PlacementGroupFactory(request.bundles + bundles, strategy=request.strategy)
 
     def setup(self, config: Any) -> None:
@@ -270,6 +281,8 @@ class MemoryR1(Algorithm):
         logged = set(self.step_metrics)
         self._take_in_runners()
         self.step_metrics = self.trainer.step()
+        if self._learners_leave():
+            self.trainer.save()  # when the node is gone, there is nothing but the step of then to do again
         pool = self.pool
         self._timeline.end_step(self.trainer.state.step, self.step_metrics)
         self._telemetry.publish(self.trainer.state.step, self.step_metrics, pool.num_ready, pool.size, pool.last_busy)
@@ -278,6 +291,11 @@ class MemoryR1(Algorithm):
             self.metrics.delete(*name.split("/"), key_error=False)
         for name, value in self.step_metrics.items():
             self.metrics.log_value(tuple(name.split("/")), value, reduce="item")
+
+    def _learners_leave(self) -> bool:
+        """Whether the node of a learner has been told to go."""
+        learners = self.trainer.learners
+        return isinstance(learners, RayLearnerGroup) and not leaving_nodes().isdisjoint(learners.node_ids)
 
     def _take_in_runners(self) -> None:
         """Start further runners where nodes that joined have room, up to `placement.max_runners`."""

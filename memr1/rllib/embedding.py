@@ -15,10 +15,11 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayTaskError
 
 from memr1.config import Config
-from memr1.memory.embed import CachedEmbedder, EmbedderLost, load_embedder
+from memr1.memory.embed import CachedEmbedder, EmbedderLost, HashEmbedder, load_embedder
 from memr1.memory.index import Vectors
 from memr1.rllib.placement import embedder_options
 from memr1.rllib.resources import Shares
+from memr1.training.watchdog import watched
 
 START_TIMEOUT_S = 900.0
 """A cold machine reads the model over the network."""
@@ -34,12 +35,19 @@ POLL_S = 1.0
 class EmbedderActor:
     """One embedder. On a GPU where it has claimed one."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    def __init__(self, config: Config, number: int, threads: int) -> None:
+        """number: counts from 1, for messages. threads: CPU threads of its model."""
+        self._name, self._number, self._threads = config.memory.embedder, number, threads
+        self._watch = (config.stuck_after_s, config.run_dir)
 
     @cached_property
     def _embedder(self) -> CachedEmbedder:  # not made in the constructor: Ray hides what a constructor raises
-        return load_embedder(self._name, "cuda" if ray.get_gpu_ids() else "cpu")
+        loaded = load_embedder(self._name, "cuda" if ray.get_gpu_ids() else "cpu")
+        if not isinstance(loaded.inner, HashEmbedder):  # which does without torch
+            from memr1.models.cpu import set_up_cpu
+
+            set_up_cpu(self._threads)
+        return loaded
 
     def about(self) -> tuple[str, int]:
         """Name and width."""
@@ -47,15 +55,17 @@ class EmbedderActor:
 
     def embed(self, texts: list[str]) -> Vectors:
         """See `Embedder.embed`."""
-        return self._embedder.embed(texts)
+        with watched(*self._watch, f"embedder {self._number}: embed"):
+            return self._embedder.embed(texts)
 
 
 def start_embedders(config: Config, shares: Shares) -> tuple[Any, ...]:
     """Handles of the embedders of a run, all of them loaded. Raises MemR1Error where the model is not there."""
     actor: Any = ray.remote(EmbedderActor)
     claims = {"num_cpus": shares.embedder_cpus, "num_gpus": shares.embedder_gpus, "max_restarts": -1}
+    threads = max(1, int(shares.embedder_cpus))
     actors = tuple(
-        actor.options(**claims, **embedder_options(config, i)).remote(config.memory.embedder)
+        actor.options(**claims, **embedder_options(config, i)).remote(config, i + 1, threads)
         for i in range(config.placement.num_embedders)
     )
     try:

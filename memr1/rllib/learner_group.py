@@ -57,9 +57,9 @@ class LearnerActor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def node(self) -> str:
-        """IP address of this node."""
-        return ray.util.get_node_ip_address()
+    def node(self) -> tuple[str, str]:
+        """IP address and id of this node."""
+        return ray.util.get_node_ip_address(), ray.get_runtime_context().get_node_id()
 
     def start(self, config: Config, role: str, weights_folder: str | None, rendezvous: Rendezvous) -> Manifest:
         """Build the learner; returns when all ranks have met, with what its weights look like."""
@@ -102,6 +102,8 @@ class RayLearnerGroup:
         self._record = record
         self._role, self._checked = role, config.rollout.verify_weights
         self._nodes: list[str] = []
+        self.node_ids: list[str] = []
+        """Ray's ids of the nodes where the ranks are."""
         self.timeout_s = config.learner.collective_timeout_s
         size = config.learner.num_learners
         options: dict[str, Any] = {"num_cpus": shares.learner_cpus, "num_gpus": shares.learner_gpus, "max_restarts": 0}
@@ -111,7 +113,8 @@ class RayLearnerGroup:
         ]
         try:
             address, port = self._get([self.actors[0].address.remote()], "start", START_TIMEOUT_S)[0]
-            self._nodes = self._get([a.node.remote() for a in self.actors], "start", START_TIMEOUT_S)
+            homes = self._get([a.node.remote() for a in self.actors], "start", START_TIMEOUT_S)
+            self._nodes, self.node_ids = [address for address, _ in homes], [node for _, node in homes]
             folder = None if weights_folder is None else os.path.abspath(weights_folder)
             references = [
                 a.start.remote(config, role, folder, Rendezvous(rank, size, address, port))

@@ -247,12 +247,13 @@ def _ask_autoscaler(wanted: Sequence[Actor]) -> None:
 
 
 def cluster_nodes() -> list[Node]:
-    """The living nodes of the cluster this process is connected to."""
+    """The living nodes of the cluster this process is connected to, but for those that have been told to go: Ray starts
+    nothing there."""
     import ray
     from ray._private.state import available_resources_per_node  # ray has no public way to ask by node
 
-    free = available_resources_per_node()
-    alive = [n for n in ray.nodes() if n["Alive"]]
+    free, going = available_resources_per_node(), leaving_nodes()
+    alive = [n for n in ray.nodes() if n["Alive"] and n["NodeID"] not in going]
     addresses = [n["NodeManagerAddress"] for n in alive]
     return [
         Node(
@@ -263,6 +264,13 @@ def cluster_nodes() -> list[Node]:
         )
         for n, address in zip(alive, addresses, strict=True)
     ]
+
+
+def leaving_nodes() -> set[str]:
+    """Ids of the nodes that have been told to go (`ray drain-node`, an autoscaler) and are still there."""
+    from ray._private.state import state  # ray has no public way to ask
+
+    return set(state.get_draining_nodes())
 
 
 def _plain(resources: Mapping[str, Any]) -> dict[str, float]:

@@ -100,6 +100,10 @@ class RayPool:
         """Current weights by role, for runners that come later; a role that was never touched is not there."""
         self._unarmed = set(self._manager.actor_ids())
         self._processes: Counter[int] = Counter()  # processes armed so far, by runner
+        self._asked: dict[int, ray.ObjectRef] = {}
+        """By lost runner: the question whether it is back, which it has not answered yet."""
+        self._given_up: set[int] = set()
+        """Lost runners that cannot be made: their constructor raises."""
         self._background = ThreadPoolExecutor(1, "play-ahead")
         self._closed = False
         self.replaced = 0
@@ -251,17 +255,40 @@ class RayPool:
         """Take replaced runners back, armed with the current weights; their ids. Waits only when none is left."""
         if self._closed:
             raise MemR1Error("the pool of runners is closed")
-        back = self._manager.probe_unhealthy_actors(timeout_seconds=1.0, mark_healthy=True)
-        self._unarmed |= set(back)
+        self._look()
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._manager.healthy_actor_ids():
             if time.monotonic() > deadline:
                 raise MemR1Error(
                     f"all runners are dead and none came back within {START_TIMEOUT_S:.0f} s; see Ray's logs"
                 )
-            time.sleep(0.5)  # a call to an actor that is being started fails at once
-            self._unarmed |= set(self._manager.probe_unhealthy_actors(timeout_seconds=5.0, mark_healthy=True))
+            time.sleep(0.5)  # a call to an actor that is being started may fail at once
+            self._look(5.0)
         return self._arm(START_TIMEOUT_S)
+
+    def _look(self, wait_s: float = 0.0) -> None:
+        """Notice lost runners that are back. Each is asked once and listened to whenever this is called: there may be
+        no room for it for hours, and every wait for it would be a wait for all."""
+        healthy = set(self._manager.healthy_actor_ids())
+        for i, actor in self._manager.actors().items():
+            if i not in healthy | self._given_up and i not in self._asked:
+                self._asked[i] = actor.ping.remote()
+        if not self._asked:
+            return
+        asked = list(self._asked.values())
+        if wait_s:
+            ray.wait(asked, num_returns=1, timeout=wait_s)
+        answered = set(ray.wait(asked, num_returns=len(asked), timeout=0)[0])
+        for i in [i for i, reference in self._asked.items() if reference in answered]:
+            try:
+                ray.get(self._asked.pop(i))
+            except RayError as error:
+                if (refusal := _refusal(error)) is not None:
+                    _log.warning("runner %d cannot be made, and the others go on without it: %s", i, refusal)
+                    self._given_up.add(i)
+                continue  # else it is being started: asked again the next time
+            self._manager.set_actor_state(i, healthy=True)
+            self._unarmed.add(i)
 
     def ready(self) -> list[int]:
         """Ids of runners that are alive and hold the current weights, at least one."""
@@ -393,10 +420,17 @@ class RayPool:
 
     def _lost(self, runner: int, error: BaseException) -> None:
         """Take a runner out of service. Raises what its constructor raised: it would raise again."""
-        if isinstance(error, RayActorError) and error.actor_init_failed:
-            cause = getattr(error.args[0] if error.args else None, "cause", None)
-            raise cause if isinstance(cause, MemR1Error) else error
+        if (refusal := _refusal(error)) is not None:
+            raise refusal
         _log.warning("runner %d is lost and will be replaced: %s", runner, str(error).strip().split("\n")[0])
         self._manager.set_actor_state(runner, healthy=False)
         self._unarmed.add(runner)
         self.replaced += 1
+
+
+def _refusal(error: BaseException) -> BaseException | None:
+    """What the constructor of a runner raised, if that is why it is not there."""
+    if not (isinstance(error, RayActorError) and error.actor_init_failed):
+        return None
+    cause = getattr(error.args[0] if error.args else None, "cause", None)
+    return cause if isinstance(cause, MemR1Error) else error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from memr1.config import Config
@@ -10,6 +11,9 @@ from memr1.errors import MemR1Error
 
 LEARNER_PART = 0.6
 """Share of a GPU that a learner claims next to runners. Above one half: NCCL refuses two ranks on one GPU."""
+
+LEAST_SHARE = 0.01
+"""Of a GPU, that a runner is given unasked."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +87,24 @@ def _gpus(config: Config, gpus: float) -> tuple[float, float]:
     if whole >= runners + learners + embedders.alone:
         return 1.0, 1.0
     own = whole - learners
-    fits = [0.0]
-    if own > embedders.alone:
-        fits.append(_floor(1 / math.ceil(runners / (own - embedders.alone))))
-    if own > 0 and own >= embedders.alone:
-        fits.append(_floor((1 - embedders.on(1.0)) / math.ceil(runners / own)))
-    if max(fits) > 0:
-        return max(fits), 1.0
+    # GPUs for runners, and what each of them has for runners: none with embedders, or all with them
+    ways = [(own - embedders.alone, 1.0), (own, 1 - embedders.on(1.0))] if own >= embedders.alone else []
+    runner, most = _fit(ways, runners)
+    if runner > 0:
+        return runner, 1.0
     if p.gpus == "apart" and p.runners.gpus is None:
+        if most > 0:
+            raise _too_many(runners, most, f"on the {own} GPUs that {learners} learners leave{taken}")
         raise MemR1Error(
             f"placement.gpus is apart: {learners} learners and {runners} runners need at least {learners + 1} GPUs, "
             f"and the cluster has {whole}{taken}; use shared, or fewer learners"
         )
     rest, shared = 1 - LEARNER_PART, max(1, min(whole, learners))
-    runner = _floor((rest - embedders.on(rest)) / math.ceil(runners / shared))
+    runner, beside = _fit([(shared, rest - embedders.on(rest))], runners)
+    most = max(most, beside)
     room = embedders.most(rest) * shared + embedders.most(1.0) * max(0, own)
+    if runner == 0 and most > 0 and room >= embedders.count and p.runners.gpus is None:
+        raise _too_many(runners, most, f"on {whole} GPUs beside {learners} learners{taken}")
     if (runner == 0 or room < embedders.count) and p.runners.gpus is None:
         raise MemR1Error(
             f"placement.embedders.gpus: {embedders.count} embedders with {embedders.share:g} each leave no GPU to the "
@@ -128,6 +135,22 @@ class _Stack:
         if self.share >= 1:
             return self.count * int(self.share)
         return math.ceil(self.count / self.most(1.0)) if self.count and self.share else 0
+
+
+def _fit(ways: Sequence[tuple[int, float]], runners: int) -> tuple[float, int]:
+    """Of ways to place runners, each (GPUs, what is left of each): the largest share that a runner can have, 0.0 where
+    there are too many, and how many there may be at most."""
+    possible = [(gpus, left) for gpus, left in ways if gpus > 0]
+    share = max((_floor(left / math.ceil(runners / gpus)) for gpus, left in possible), default=0.0)
+    return share, max((gpus * round(_floor(left) / LEAST_SHARE) for gpus, left in possible), default=0)
+
+
+def _too_many(wanted: int, most: int, where: str) -> MemR1Error:
+    return MemR1Error(
+        f"rollout.num_runners: {wanted} runners are wanted, and {where} there is room for {most} with {LEAST_SHARE} of "
+        f"a GPU each; set it to {most} at most, or claim less by name, for example "
+        f"placement.runners.gpus={LEAST_SHARE / 10:g}"
+    )
 
 
 def _floor(value: float) -> float:

@@ -8,12 +8,14 @@ import subprocess
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from memr1.config import Config
 from memr1.config_file import load_config
+from tests.ray.nodes import Nodes
 from tests.ray.programs import BIN, end, free_ports
 
 START_ATTEMPTS = 3
@@ -70,6 +72,14 @@ def make_config(tiny_random: Path) -> Callable[..., Config]:
         return load_config(path, [f"output={folder}", *overrides])
 
     return make
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
+    """A cluster of a head without CPUs, for jobs; the test adds nodes to it."""
+    pytest.importorskip("aiohttp_cors", reason="the job server needs ray[default]")
+    with closing(Nodes(tmp_path)) as made:
+        yield made
 
 
 @pytest.fixture

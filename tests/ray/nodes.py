@@ -1,10 +1,7 @@
 """Clusters of several nodes on one machine: every node is a `ray start` of its own, with processes that can be killed.
 
-A node runs on a `Host`: this machine itself, or a network namespace with an address, a link and a folder for Ray of its
-own. `Drive` runs a training on such a cluster as a driver of the tests' own, `Job` through `ray job submit`.
-
-`python tests/ray/nodes.py CONFIG FOLDER OVERRIDES...` is the driver: it prints a line of JSON for every step, and ends
-when a file `stop` is in the folder.
+A node runs on a `Host`: this machine itself, or a network namespace with an address and a link of its own. `Job` is a
+training on such a cluster, through `ray job submit`.
 """
 
 from __future__ import annotations
@@ -13,10 +10,13 @@ import itertools
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +25,10 @@ from typing import Any
 
 import pytest
 
+from memr1.config import Config
+from memr1.rllib.timeline import ask
+from memr1.training.local import LocalSession
+from memr1.training.runlog import RunLog, read_rollouts, rollout_files
 from tests.ray.programs import BIN, ROOT, free_ports, wait_until
 
 START_ATTEMPTS = 3
@@ -41,16 +45,11 @@ class Host:
     address: str = "127.0.0.1"
     space: str = ""
     """Network namespace; empty for this machine itself."""
-    folder: str = ""
-    """What the host has for /tmp/ray."""
 
     @property
     def prefix(self) -> list[str]:
-        """What a command on this host begins with. `ip netns exec` gives a process mounts of its own as well."""
-        if not self.space:
-            return []
-        inside = f'mount --bind {self.folder} /tmp/ray && exec "$@"'
-        return ["ip", "netns", "exec", self.space, "sh", "-c", inside, "sh"]
+        """What a command on this host begins with."""
+        return ["ip", "netns", "exec", self.space] if self.space else []
 
     def cut(self) -> None:
         """Take its link away: nothing is closed, there is just no answer any more."""
@@ -75,7 +74,7 @@ def ip(*command: str, check: bool = True) -> None:
 
 
 @contextmanager
-def network(names: Sequence[str], folder: Path) -> Iterator[dict[str, Host]]:
+def network(names: Sequence[str]) -> Iterator[dict[str, Host]]:
     """Hosts in network namespaces on a bridge. Raises CalledProcessError where this machine makes none."""
     tag = f"m{os.getpid() % 10000}{next(_networks)}"
     bridge = f"{tag}br"
@@ -84,10 +83,7 @@ def network(names: Sequence[str], folder: Path) -> Iterator[dict[str, Host]]:
         ip("link", "add", bridge, "type", "bridge")
         ip("link", "set", bridge, "up")
         for i, name in enumerate(names, start=1):
-            own = Path("/tmp") / f"{tag}{name}"  # short: sockets of Ray lie in it
-            host = Host(f"10.231.7.{i}", f"{tag}{name}", str(own))
-            for path in (own, Path("/tmp/ray")):
-                path.mkdir(exist_ok=True)
+            host = Host(f"10.231.7.{i}", f"{tag}{name}")
             ip("netns", "add", host.space)
             made[name] = host
             ip("link", "add", f"{host.space}o", "type", "veth", "peer", "name", "eth0", "netns", host.space)
@@ -102,18 +98,12 @@ def network(names: Sequence[str], folder: Path) -> Iterator[dict[str, Host]]:
             host.crash()
             ip("netns", "del", host.space, check=False)
         ip("link", "del", bridge, check=False)
-        for host in made.values():
-            logs = Path(host.folder) / "session_latest" / "logs"
-            if logs.is_dir():
-                subprocess.run(["cp", "-rL", str(logs), str(folder / f"logs-{host.space}")], check=False)
-            subprocess.run(["rm", "-rf", host.folder], check=False)
 
 
 class Nodes:
-    """A cluster with a token. Its head has no CPUs: the driver runs there, actors elsewhere."""
+    """A cluster with a token and a server for jobs. Its head has no CPUs: drivers run there, actors elsewhere."""
 
-    def __init__(self, folder: Path, head: Host = HERE, *, jobs: bool = False) -> None:
-        """jobs: with the server for `ray job submit`."""
+    def __init__(self, folder: Path, head: Host = HERE) -> None:
         self.folder, self.head = folder, head
         self.port, client, dashboard = free_ports(3)
         self.jobs = f"http://{head.address}:{dashboard}"
@@ -128,9 +118,11 @@ class Nodes:
         }
         self.env |= {f"RAY_health_check_{name}": value for name, value in HEALTH.items()}
         self.processes: dict[str, subprocess.Popen[Any]] = {}
+        self._own: dict[Path, str] = {}
+        """Folders for Ray with the names of their nodes, one each as on machines of their own: in a common one a node
+        that joins would unpack the job's code anew under the feet of the others."""
         options = ["--head", f"--port={self.port}", "--num-cpus=0", f"--ray-client-server-port={client}"]
-        options += [f"--include-dashboard={str(jobs).lower()}"]
-        options += [f"--dashboard-host={head.address}", f"--dashboard-port={dashboard}"] if jobs else []
+        options += ["--include-dashboard=true", f"--dashboard-host={head.address}", f"--dashboard-port={dashboard}"]
         self._start("head", head, options)
 
     def add(self, name: str, cpus: int, pool: str = "", host: Host = HERE) -> None:
@@ -140,8 +132,10 @@ class Nodes:
 
     def _start(self, name: str, host: Host, options: list[str]) -> None:
         command = [*host.prefix, str(BIN / "ray"), "start", "--block", "--disable-usage-stats", *options]
-        command += [f"--node-ip-address={host.address}", "--object-store-memory=100000000"]
-        command += [f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
+        command += [f"--node-ip-address={host.address}", f"--node-name={name}", "--object-store-memory=100000000"]
+        own = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # a short path, since sockets lie in it
+        self._own[own] = name
+        command += [f"--temp-dir={own}", f"--dashboard-agent-listen-port={free_ports(1)[0]}"]
         log = self.folder / f"{name}.txt"
         for attempt in range(START_ATTEMPTS):
             with log.open("wb") as out:
@@ -158,18 +152,26 @@ class Nodes:
         return self.processes[name]
 
     def actors(self) -> list[tuple[str, str, str]]:
-        """Class, label `pool` of the node, and id of the node, of every actor that a job has or had."""
-        found = []
-        for what in ("nodes", "actors"):
-            command = [str(BIN / "ray"), "list", what, "--address", self.jobs, "--detail", "--format", "json"]
-            done = subprocess.run(
-                [*self.head.prefix, *command], env=self.env, capture_output=True, text=True, timeout=120
-            )
-            assert done.returncode == 0, done.stderr
-            found.append(json.loads(done.stdout))
-        pools = {node["node_id"]: node["labels"].get("pool", "") for node in found[0]}
-        own = [a for a in found[1] if a["class_name"] != "JobSupervisor"]  # Ray's, one for each job
-        return sorted((a["class_name"], pools[a["node_id"]], a["node_id"]) for a in own)
+        """Class, state, and name of the node, of every actor that a job has or had."""
+        names = {node["node_id"]: node["node_name"] for node in self._listed("nodes")}
+        own = [a for a in self._listed("actors") if a["class_name"] != "JobSupervisor"]  # Ray's, one for each job
+        return sorted((a["class_name"], a["state"], names.get(a["node_id"], "")) for a in own)
+
+    def drain(self, name: str, seconds: int) -> None:
+        """Say that a node is going to leave in so many seconds, as an autoscaler or the notice of a spot machine does.
+        Ending it then is left to the caller."""
+        (node,) = (n["node_id"] for n in self._listed("nodes") if n["node_name"] == name and n["state"] == "ALIVE")
+        command = [str(BIN / "ray"), "drain-node", "--address", f"{self.head.address}:{self.port}", "--node-id", node]
+        command += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the machine is needed"]
+        command += ["--deadline-remaining-seconds", str(seconds)]
+        subprocess.run([*self.head.prefix, *command], env=self.env, check=True, timeout=120)
+
+    def _listed(self, what: str) -> list[dict[str, Any]]:
+        """What Ray knows of all its nodes or actors, from the head on this machine."""
+        request = urllib.request.Request(f"{self.jobs}/api/v0/{what}?detail=true&limit=1000")
+        request.add_header("Authorization", f"Bearer {self.env['RAY_AUTH_TOKEN']}")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)["data"]["result"]["result"]
 
     def kill(self, name: str) -> None:
         """End a node with all its processes, without a word."""
@@ -181,17 +183,24 @@ class Nodes:
     def close(self) -> None:
         for name in reversed(list(self.processes)):
             self.kill(name)
+        for own, name in self._own.items():
+            if (logs := own / "session_latest" / "logs").is_dir():
+                shutil.copytree(logs, self.folder / f"logs-{name}-{own.name}", ignore_dangling_symlinks=True)
+            shutil.rmtree(own, ignore_errors=True)
 
 
 class Job:
     """A training as a job, with the metrics of its steps as they are logged."""
 
-    def __init__(self, nodes: Nodes, name: str, config: Path, folder: Path, *overrides: str) -> None:
-        self.nodes, self.name = nodes, name
-        self.log, self.metrics = folder / f"{name}.txt", folder / "tiny" / "metrics.jsonl"
+    def __init__(
+        self, nodes: Nodes, name: str, config: str | Path, folder: Path, *overrides: str, run: str = "tiny"
+    ) -> None:
+        """name: of the job. run: of its run, in the folder."""
+        self.nodes, self.name, self.run_dir = nodes, name, folder / run
+        self.log, self.metrics = folder / f"{name}.txt", self.run_dir / "metrics.jsonl"
         code = folder / "code"  # a working directory without the virtual environment and runs of this checkout
         code.mkdir(exist_ok=True)
-        for part in ("memr1", "rayjobs"):
+        for part in ("memr1", "rayjobs", "configs"):
             if not (code / part).exists():
                 (code / part).symlink_to(ROOT / part)
         command = self.ray("submit", "--submission-id", name, "--working-dir", str(code), "--", sys.executable)
@@ -217,6 +226,17 @@ class Job:
 
         wait_until(there, seconds)
 
+    def plays(self, runner: int, since: float) -> bool:
+        """Whether a runner has played in one of the last steps, after a moment in seconds since 1970."""
+        mine = [e for e in ask(self.run_dir, 120) if e["args"].get("process") == f"runner {runner}"]
+        return any(e["name"] == "play" and e["ts"] > since * 1e6 for e in mine)
+
+    def stop(self) -> None:
+        """As somebody does who goes on with it later."""
+        command = self.ray("stop", self.name)
+        done = subprocess.run(command, env=self.nodes.env, capture_output=True, text=True, timeout=180)
+        assert done.returncode == 0, done.stderr
+
     def survives(self, fault: Callable[[], None], seconds: float = 300) -> float:
         """Let something happen during training and wait until that goes on; seconds between the two steps around it."""
         fault()
@@ -228,79 +248,29 @@ class Job:
         return max(gaps)
 
 
-def assert_undisturbed(job: Job, make_config: Callable[..., Any], folder: Path) -> None:
-    """Every step is in the log once, with the loss that it has in one process where nothing happens."""
-    from memr1.training.local import LocalSession
-    from memr1.training.runlog import RunLog
-
+def assert_undisturbed(job: Job, alone: Config) -> None:
+    """Every step is in the log once, with the loss that it has in one process where nothing happens, and with the very
+    words of its rollouts. alone: the configuration for that."""
     steps = job.steps()
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
-    alone = make_config(folder, "name=alone", "backend=local", *LONG)
     session = LocalSession(alone, RunLog(alone.run_dir), None)
     session.trainer.save = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     try:
-        expected = [session.step()["learner/loss"] for _ in steps]
+        expected = [session.step() for _ in steps]
     finally:
         session.close()
-    assert [line["learner/loss"] for line in steps] == pytest.approx(expected, rel=1e-3)
+    assert [line.get("learner/loss") for line in steps] == pytest.approx(
+        [metrics.get("learner/loss") for metrics in expected], rel=1e-3
+    )
+    played, wanted = rollout_files(job.run_dir), rollout_files(alone.run_dir)
+    assert played.keys() == wanted.keys()
+    for step, path in played.items():
+        assert said(path) == said(wanted[step]), f"step {step}"
 
 
-class Drive:
-    """A driver on a cluster: its steps as they come."""
-
-    def __init__(self, nodes: Nodes, config: Path, folder: Path, *overrides: str) -> None:
-        self.stop = folder / "stop"
-        self.log = folder / "driver.txt"
-        command = [sys.executable, __file__, str(config), str(folder), *overrides]
-        command = [*nodes.head.prefix, "env", f"RAY_ADDRESS={nodes.head.address}:{nodes.port}", *command]
-        with self.log.open("w") as errors:
-            self.process = nodes.run("driver", command, stdout=subprocess.PIPE, stderr=errors, text=True)
-        self.said: list[str] = []
-        self.steps: list[dict[str, Any]] = []
-
-    def until(self, condition: Callable[[dict[str, Any]], bool], seconds: float) -> dict[str, Any]:
-        """Read steps until one fulfils the condition."""
-        deadline = time.monotonic() + seconds
-        for step in self._read():
-            if condition(step):
-                return step
-            assert time.monotonic() < deadline, f"not within {seconds} s; last: {step}"
-        raise AssertionError(f"the driver ended: {self.log.read_text()[-3000:]}")
-
-    def finish(self) -> int:
-        """Stop it after a step; its exit code."""
-        self.stop.touch()
-        for _ in self._read():
-            pass
-        return self.process.wait(60)
-
-    def _read(self) -> Iterator[dict[str, Any]]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("{"):
-                self.steps.append(json.loads(line))
-                yield self.steps[-1]
-            else:
-                self.said.append(line.rstrip())
-
-
-def drive(config_file: str, folder: str, overrides: Sequence[str]) -> None:
-    """The driver."""
-    from memr1.config_file import load_config
-    from memr1.rllib.session import RaySession
-    from memr1.training.runlog import RunLog
-
-    config = load_config(config_file, [f"output={folder}", *overrides])
-    session = RaySession(config, RunLog(config.run_dir), None)
-    try:
-        while not (Path(folder) / "stop").exists():
-            metrics = session.step()
-            pool, state, lost = session.algorithm.pool, session.trainer.state, session.algorithm.recovery.restarts
-            line = {"step": state.step, "ready": pool.num_ready, "size": pool.size, "restarts": lost}
-            print(json.dumps(line | {"loss": metrics["learner/loss"]}), flush=True)
-    finally:
-        session.close()
-
-
-if __name__ == "__main__":
-    drive(sys.argv[1], sys.argv[2], sys.argv[3:])
+def said(rollouts: Path) -> list[Any]:
+    """Of every trajectory its task, its reward, and what was said in it."""
+    return [
+        (played["task_id"], played["reward"], [s["completion_text"] for s in played["steps"]])
+        for played in read_rollouts(rollouts)
+    ]

@@ -6,11 +6,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from memr1.config import Config, MemoryConfig
 from memr1.errors import MemR1Error
 from memr1.memory.embed import CachedEmbedder, EmbedderLost, load_embedder
 from tests.ray.programs import wait_until
@@ -32,6 +34,14 @@ def build(ray_cluster, make_config, tmp_path) -> Iterator[Callable[..., Any]]:
             return algorithm
 
         yield made
+
+
+def started(embedding: Any, embedder: str = "hash", threads: int = 1) -> Any:
+    """An embedder that claims no CPU."""
+    import ray
+
+    config = Config(memory=MemoryConfig(embedder=embedder))
+    return ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote(config, 1, threads)
 
 
 def in_runner(algorithm: Any, look: Callable[[CachedEmbedder], Any]) -> Any:
@@ -90,7 +100,7 @@ def test_another_embedder_is_asked_while_one_is_away_and_the_vectors_are_the_sam
 
     texts = ["Ana lives in Porto", "Ben plays chess", "Ana lives in Porto"]
     expected = load_embedder("hash").embed(texts)
-    made = [ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote("hash") for _ in range(2)]
+    made = [started(embedding) for _ in range(2)]
     try:
         remote = embedding.RemoteEmbedder(made, first=1)
         assert (remote.name, remote.dim) == ("hash-256", 256)
@@ -128,7 +138,7 @@ def test_an_answer_that_is_lost_with_its_node_is_asked_for_again(ray_cluster, mo
         return answer
 
     texts = ["Ana lives in Porto", "Ben plays chess"]
-    actor = ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote("hash")
+    actor = started(embedding)
     try:
         remote = embedding.RemoteEmbedder([actor])
         monkeypatch.setattr(ray, "get", lose)
@@ -143,7 +153,7 @@ def test_an_embedder_that_hangs_is_passed_over(ray_cluster, monkeypatch):
 
     from memr1.rllib import embedding
 
-    made = [ray.remote(embedding.EmbedderActor).options(num_cpus=0).remote("hash") for _ in range(2)]
+    made = [started(embedding) for _ in range(2)]
     try:
         remote = embedding.RemoteEmbedder(made)
         assert [embedded(e) for e in made] == [0, 0]
@@ -161,7 +171,7 @@ def test_embedders_that_die_at_once_are_told_from_those_that_are_late(ray_cluste
     from memr1.rllib.resources import Shares
 
     class Dies:
-        def __init__(self, name: str) -> None: ...
+        def __init__(self, *_: Any) -> None: ...
 
         def about(self) -> tuple[str, int]:
             os._exit(1)
@@ -176,12 +186,66 @@ def test_embedders_that_die_at_once_are_told_from_those_that_are_late(ray_cluste
         embedding.start_embedders(config, claims)
 
 
+@pytest.mark.model
+def test_an_embedder_computes_with_the_threads_it_is_given(ray_cluster):
+    import ray
+
+    from memr1.rllib import embedding
+
+    def threads(actor: Any) -> int:
+        import torch
+
+        actor.embed(["Ana lives in Porto"])
+        return torch.get_num_threads()
+
+    actor = started(embedding, "minilm", threads=2)
+    try:
+        assert ray.get(actor.__ray_call__.remote(threads)) == 2, "Ray gives an actor without CPUs one thread"
+    finally:
+        ray.kill(actor)
+
+
+def test_an_embedder_is_given_as_many_threads_as_it_claims_cpus(ray_cluster, make_config, tmp_path, monkeypatch):
+    import ray
+
+    from memr1.rllib import embedding
+    from memr1.rllib.resources import Shares
+
+    class Told:
+        def __init__(self, config: Config, number: int, threads: int) -> None:
+            self.told = number, threads
+
+        def about(self) -> tuple[int, int]:
+            return self.told
+
+    monkeypatch.setattr(embedding, "EmbedderActor", Told)
+    for cpus, overrides, told in [(0.2, APART, [(1, 1), (2, 1)]), (2.0, ("placement.num_embedders=1",), [(1, 2)])]:
+        config = make_config(tmp_path, *overrides)
+        actors = embedding.start_embedders(config, Shares(1, 0, 1, 0, 1, embedder_cpus=cpus))
+        assert ray.get([a.about.remote() for a in actors]) == told
+        for actor in actors:
+            ray.kill(actor)
+
+
+def test_an_embedder_that_takes_long_writes_where_it_is(make_config, tmp_path):
+    from memr1.rllib.embedding import EmbedderActor
+
+    config = make_config(tmp_path, "stuck_after_s=0.1")
+    actor = EmbedderActor(config, 3, 1)
+    actor.__dict__["_embedder"] = SimpleNamespace(embed=lambda texts: time.sleep(2))
+    actor.embed(["Ana lives in Porto"])
+    (stacks,) = (config.run_dir / "stuck").iterdir()
+    assert "embedder 3: embed has taken" in stacks.read_text()
+
+
 def test_a_model_that_is_not_there_is_told_before_any_runner_starts(build):
     with pytest.raises(MemR1Error, match="embedder '/no/such/folder'"):
         build("nothing", "memory.embedder=/no/such/folder", *APART)
 
 
-def test_a_tune_trial_reserves_room_for_its_embedders(ray_cluster, make_config, tmp_path):
+def test_a_tune_trial_reserves_room_for_its_embedders(ray_cluster, make_config, tmp_path, monkeypatch):
+    import ray
+
     from memr1.rllib.algorithm import MemoryR1, MemoryR1Config
 
     def bundles(*overrides: str) -> list[dict[str, float]]:
@@ -191,3 +255,5 @@ def test_a_tune_trial_reserves_room_for_its_embedders(ray_cluster, make_config, 
     without, apart = bundles(), bundles(*APART)
     assert len(apart) == len(without) + 2
     assert apart[-2:] == [{"CPU": 0.2}] * 2
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert bundles("placement.num_embedders=2")[-2:] == [{"CPU": 1.0}] * 2, "a cluster is not there yet"

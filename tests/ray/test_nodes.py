@@ -1,62 +1,49 @@
-"""Placement on nodes with labels, and runners that come and go with their nodes, which are processes on this machine.
+"""Placement on nodes with labels, and nodes that come and go during a job. All are processes on this machine.
 Hosts of a network: test_hosts.py."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+import re
+import time
 
 import pytest
 
-from tests.ray.nodes import Drive, Job, Nodes, assert_undisturbed
-
-ONE_EACH = ("placement.runners.cpus=1", "placement.learners.cpus=1", "placement.wait_s=120", "placement.max_runners=2")
-
+from tests.ray.nodes import LONG, Job, Nodes, assert_undisturbed
+from tests.ray.programs import wait_until
 
 LABELLED = (
     "learner.num_learners=2",
     "placement.strategy=strict-spread",
     "placement.num_embedders=1",
+    "placement.max_runners=2",
     "placement.learners={cpus: 1, labels: {pool: learn}}",
     "placement.runners={cpus: 1, labels: {pool: play}}",
     "placement.embedders={cpus: 1, labels: {pool: embed}}",
 )
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Nodes]]:
-    """A cluster that ends with the test."""
-    with ExitStack() as stack:
-
-        def started(**options: bool) -> Nodes:
-            nodes = Nodes(tmp_path, **options)
-            stack.callback(nodes.close)
-            return nodes
-
-        yield started
-
-
-def logged_steps(folder: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in (folder / "tiny" / "metrics.jsonl").read_text().splitlines()]
+PLAYED = ("stages.0.objective=ppo", "stages.0.group_size=1", "rollout.answer_max_new_tokens=8")
+"""Steps with rollouts, after each of which there are new weights, whatever a model of random weights earns."""
+ELASTIC = ("placement.runners.cpus=1", "placement.learners.cpus=1", "placement.wait_s=120", "placement.max_runners=2")
+SELDOM = ("checkpoint.every_steps=100000",)
 
 
 @pytest.mark.timeout(900)
-def test_a_job_trains_with_every_role_on_the_nodes_that_its_labels_name(start, make_config, tmp_path):
+def test_every_role_of_a_job_is_on_nodes_with_its_labels_and_a_lost_embedder_comes_back(nodes, make_config, tmp_path):
     make_config(tmp_path)
-    nodes = start(jobs=True)
     for name, pool in (("a", "learn"), ("b", "learn"), ("r", "play"), ("e", "embed")):
         nodes.add(name, cpus=1, pool=pool)
-    job = Job(nodes, "labelled", tmp_path / "tiny.yaml", tmp_path, *LABELLED, "stages.0.steps=4")
-    assert job.process.wait(600) == 0, job.log.read_text()[-4000:]
-    said = job.log.read_text()
-    assert "embedder: hash in 1 embedder for all runners" in said.splitlines()
-    actors = nodes.actors()
-    roles = [("DialogueEnvRunner", "play"), ("EmbedderActor", "embed"), *[("LearnerActor", "learn")] * 2]
-    assert [(kind, pool) for kind, pool, _ in actors] == roles
-    assert len({node for _, _, node in actors}) == 4, "the two ranks are on different nodes"
-    assert_undisturbed(job, make_config, tmp_path)
+    job = Job(nodes, "labelled", tmp_path / "tiny.yaml", tmp_path, *LONG, *PLAYED, *LABELLED)
+    job.until(2, 600)
+    assert "embedder: hash in 1 embedder for all runners" in job.log.read_text().splitlines()
+    roles = [("DialogueEnvRunner", "r"), ("EmbedderActor", "e"), ("LearnerActor", "a"), ("LearnerActor", "b")]
+    assert living(nodes) == roles
+    # the node of the only embedder is lost; a runner that joins asks it for every vector
+    nodes.kill("e")
+    for name, pool in (("r2", "play"), ("e2", "embed")):
+        nodes.add(name, cpus=1, pool=pool)
+    wait_until(lambda: job.plays(2, since=0), 300)
+    assert living(nodes)[:3] == [("DialogueEnvRunner", "r"), ("DialogueEnvRunner", "r2"), ("EmbedderActor", "e2")]
+    job.stop()
+    assert_undisturbed(job, make_config(tmp_path, "name=alone", "backend=local", *LONG, *PLAYED))
 
     far = (*LABELLED, "name=far", "placement.runners.labels={pool: far}")
     nowhere = Job(nodes, "nowhere", tmp_path / "tiny.yaml", tmp_path, *far)
@@ -67,21 +54,34 @@ def test_a_job_trains_with_every_role_on_the_nodes_that_its_labels_name(start, m
 
 
 @pytest.mark.timeout(900)
-def test_runners_join_with_nodes_and_leave_with_them_and_the_run_goes_on(start, make_config, tmp_path):
+def test_a_job_goes_on_while_nodes_join_are_lost_and_leave(nodes, make_config, tmp_path):
     make_config(tmp_path)
-    nodes = start()
     nodes.add("one", cpus=2)
-    run = Drive(nodes, tmp_path / "tiny.yaml", tmp_path, "stages.0.steps=100000", *ONE_EACH)
-    first = run.until(lambda s: s["step"] >= 2, 400)
-    assert (first["ready"], first["size"]) == (1, 1)
-    assert any("learner 0 (1 CPU), runner 1 (1 CPU)" in line for line in run.said), run.said
+    job = Job(nodes, "elastic", tmp_path / "tiny.yaml", tmp_path, *LONG, *PLAYED, *ELASTIC, *SELDOM)
+    job.until(2, 400)
+    assert living(nodes) == [("DialogueEnvRunner", "one"), ("LearnerActor", "one")]
     nodes.add("two", cpus=1)
-    run.until(lambda s: s["ready"] == 2, 300)
+    wait_until(lambda: job.plays(2, since=0), 300)
+    assert ("DialogueEnvRunner", "two") in living(nodes)
     nodes.kill("two")
-    away = run.until(lambda s: s["ready"] == 1, 300)
-    assert away["size"] == 2
-    nodes.add("three", cpus=1)
-    run.until(lambda s: s["ready"] == 2, 300)
-    assert run.finish() == 0, run.log.read_text()
-    assert run.steps[-1]["restarts"] == 0
-    assert logged_steps(tmp_path) == [s["step"] for s in run.steps] == list(range(1, len(run.steps) + 1))
+    job.until(job.steps()[-1]["step"] + 3, 300)
+    nodes.add("three", cpus=3)  # runner 1 will want room there as well as the learner
+    there = time.time()
+    wait_until(lambda: job.plays(2, since=there), 300)
+    assert not list((tmp_path / "tiny" / "checkpoints").glob("*/COMMITTED")), "no step was done again until now"
+    nodes.drain("one", seconds=300)
+    job.until(job.steps()[-1]["step"] + 3, 300)
+    before = job.steps()[-1]["step"]
+    nodes.kill("one")
+    wait_until(lambda: "learners lost" in job.log.read_text(), 300)
+    (back,) = re.findall(r"learners lost, going back to step_(\d+)", job.log.read_text())
+    assert int(back) >= before - 1, "the step under way when the node went is all that is lost"
+    job.until(int(back) + 3, 300)
+    assert ("LearnerActor", "three") in living(nodes)
+    job.stop()
+    assert_undisturbed(job, make_config(tmp_path, "name=alone", "backend=local", *LONG, *PLAYED))
+
+
+def living(nodes: Nodes) -> list[tuple[str, str]]:
+    """Class and node of every actor that is alive."""
+    return [(kind, node) for kind, state, node in nodes.actors() if state == "ALIVE"]

@@ -6,15 +6,19 @@ Not covered: what Ray itself does; that is in test_pool.py, with two real runner
 from __future__ import annotations
 
 import logging
+import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from ray.exceptions import ObjectLostError
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
 from memr1.data.factworld import FactWorldConfig
 from memr1.data.load import load_dialogues
+from memr1.errors import MemR1Error
 from memr1.rllib.dispatch import LOOK_S
 from memr1.rllib.learner_group import LearnersLost
 from memr1.rllib.shipment import Shipment
@@ -101,6 +105,42 @@ def test_a_runner_that_comes_back_takes_a_part_while_the_other_is_still_at_work(
         late = clock.monotonic() - began - calm
     assert calm > 3 * controller.RESTART_S, "else waiting for the other one would cost no more"
     assert late < controller.RESTART_S + LOOK_S + 0.2 * calm
+
+
+def test_a_runner_that_stays_away_is_asked_once_and_holds_up_nobody(controller, tmp_path, monkeypatch):
+    from simulated_cluster import Reference
+
+    with controller.simulated(controller.Scenario(2, prompts=2), tmp_path) as (_, pool, clock):
+        asked: list[Reference] = []
+
+        def ping() -> Reference:  # of an actor that Ray finds no room for
+            asked.append(Reference(math.inf, b""))
+            return asked[-1]
+
+        away = pool._manager.actors()[2]
+        monkeypatch.setattr(away, "ping", SimpleNamespace(remote=ping), raising=False)
+        pool._lost(2, ActorDiedError())
+        began = clock.monotonic()
+        assert [pool.ready() for _ in range(100)] == [[1]] * 100
+        assert clock.monotonic() - began < 50, "simulated seconds: not one for each call"
+        assert len(asked) == 1
+        asked[0].ready, asked[0].payload = clock.monotonic(), pickle.dumps("pong")
+        assert sorted(pool.ready()) == [1, 2]
+
+
+def test_a_runner_that_cannot_be_made_is_left_out_with_the_reason(controller, tmp_path, monkeypatch, caplog):
+    from simulated_cluster import Reference
+
+    with controller.simulated(controller.Scenario(2, prompts=2), tmp_path) as (_, pool, clock):
+        why = MemR1Error("output: runner 2 on 10.0.0.7 does not see the run folder")
+        refused = ActorDiedError(RayTaskError("__init__", "", why, ip="10.0.0.7"))
+        ping = SimpleNamespace(remote=lambda: Reference(clock.monotonic(), error=refused))
+        monkeypatch.setattr(pool._manager.actors()[2], "ping", ping, raising=False)
+        pool._lost(2, ActorDiedError())
+        with caplog.at_level(logging.WARNING):
+            assert [pool.ready() for _ in range(5)] == [[1]] * 5
+    said = "runner 2 cannot be made, and the others go on without it: output: runner 2 on 10.0.0.7"
+    assert caplog.text.count(said) == 1
 
 
 def test_weights_that_went_with_a_learners_node_cost_the_steps_since_the_checkpoint(controller, tmp_path, monkeypatch):

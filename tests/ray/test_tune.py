@@ -144,6 +144,7 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
         EnvRunnerGroup: {"add_workers": ["num_workers", "validate"], "_make_worker": None},
         EnvRunner: {
             "sample": ["kwargs"],
+            "ping": [],
             "get_spaces": [],
             "assert_healthy": [],
             "get_metrics": [],
@@ -156,7 +157,6 @@ def test_the_surface_of_rllib_that_memr1_uses_is_there():
             "actor_ids": [],
             "actors": [],
             "set_actor_state": ["actor_id", "healthy"],
-            "probe_unhealthy_actors": ["timeout_seconds", "mark_healthy"],
             "clear": [],
         },
         CallResult: {"get": []},

@@ -83,6 +83,26 @@ def test_gpus_are_shared_or_kept_apart_and_what_is_named_is_taken():
     assert shares(named, 8, 1, 1) == Shares(3, 0.25, 1.0, 0.5, 2)
 
 
+@pytest.mark.parametrize(
+    ("runners", "gpus", "where", "most"),
+    [
+        (41, 1, {}, 40),
+        (101, 2, {}, 100),
+        (101, 2, {"gpus": "apart"}, 100),
+        (21, 1, {"num_embedders": 1, "embedders": ClaimConfig(gpus=0.2)}, 20),
+        (41, 2, {"num_embedders": 1, "embedders": ClaimConfig(gpus=1)}, 40),
+    ],
+)
+def test_more_runners_than_shares_of_a_gpu_are_refused_with_how_many_there_may_be(runners, gpus, where, most):
+    assert shares(config(most, 1, **where), 64, gpus, 1).runner_gpus == 0.01
+    told = (
+        rf"rollout.num_runners: {runners} runners are wanted.* room for {most} with 0.01 .*placement.runners.gpus=0.001"
+    )
+    with pytest.raises(MemR1Error, match=told):
+        shares(config(runners, 1, **where), 64, gpus, 1)
+    assert shares(config(runners, 1, runners=ClaimConfig(gpus=0.001), **where), 64, gpus, 1).runner_gpus == 0.001
+
+
 def test_the_plan_says_of_each_of_the_five_roles_where_it_lives():
     c = replace(
         config(2, 1, num_embedders=2, embedders=ClaimConfig(cpus=0.5, gpus=0.1, labels={"pool": "embed"})),
@@ -241,3 +261,19 @@ def test_gpus_asked_for_that_are_not_there_are_named():
 def test_placement_settings_are_checked(setting, message):
     with pytest.raises(MemR1Error, match=message):
         load_config(None, [setting])
+
+
+def test_a_node_that_has_been_told_to_go_is_no_place_for_an_actor(monkeypatch):
+    import ray
+    from ray._private import state
+
+    names = {"aa": "10.0.0.1", "bb": "10.0.0.2", "cc": "10.0.0.3"}
+    told = [
+        {"NodeID": i, "Alive": i != "cc", "NodeManagerAddress": address, "Resources": {"CPU": 4.0}, "Labels": {}}
+        for i, address in names.items()
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: told)
+    monkeypatch.setattr(state, "available_resources_per_node", lambda: {i: {"CPU": 3.0} for i in names})
+    monkeypatch.setattr(state.state, "get_draining_nodes", lambda: {"bb": 0})
+    assert placement.leaving_nodes() == {"bb"}
+    assert placement.cluster_nodes() == [Node("10.0.0.1", {"CPU": 4.0}, {"CPU": 3.0})]
