@@ -77,7 +77,7 @@ def evaluate_run(
 def is_evaluated(config: Config, state: TrainState) -> bool:
     """Whether the run folder holds the whole table that `evaluate_run` would make now."""
     made = read_info(config.run_dir).get(EVALUATED) or {}
-    name = made.get("benchmark")
+    name = made.get("benchmark", "")
     rows = [r for r in read_evaluation(config.run_dir) if r["step"] == state.step and r["benchmark"] == name]
     return bool(rows) and made == _settings(config, name)
 
