@@ -259,7 +259,9 @@ def ablate(config: Config, study: Study, split: str, console: Console | None = N
     rows = _rows(arms, benchmark, measures_of(kind, study.judge))
     folder = Path(config.output) / config.name
     rows += _others(folder / TABLE, rows)
-    (folder / TABLE).write_text(json.dumps(rows, indent=2) + "\n")
+    text = json.dumps(rows, indent=2)
+    (folder / TABLE).write_text(text + "\n")
+    rows = json.loads(text)  # lists for tuples, so that rows of this call and of earlier ones are alike
     console.print(terminal_table(rows))
     page = write_table(rows, config, folder)
     console.print(f"written to {folder / TABLE} and {page}", soft_wrap=True, markup=False)

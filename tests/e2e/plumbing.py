@@ -62,11 +62,11 @@ def install(setattr_: Any = setattr) -> None:
 
 
 def _interrupted(update: Any) -> Any:
-    def with_signal(self: Trainer, learners: Any, sequences: Sequence[Any]) -> dict[str, float]:
+    def with_signal(self: Trainer, learners: Any, sequences: Sequence[Any], **kind: Any) -> dict[str, float]:
         name, _, step = os.environ.get(SIGNAL_VARIABLE, ":").partition(":")
         if step and self.state.step == int(step):
             os.kill(os.getpid(), signal.Signals[name])
-        return dict(update(self, learners, sequences))
+        return dict(update(self, learners, sequences, **kind))
 
     return with_signal
 

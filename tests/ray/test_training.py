@@ -216,13 +216,13 @@ def test_playing_ahead_overlaps_with_the_update_and_gives_what_the_local_backend
         assert updating.wait(60), "the learner waits until the groups are played"
         return play(method, items, **kwargs)
 
-    def update(learners, sequences, update=trainer._update):
+    def update(learners, sequences, update=trainer._update, **kind):
         nonlocal overlaps
         if trainer.ahead is not None:
             updating.set()
             assert playing.wait(60), "the groups wait until the learner has updated"
             overlaps += 1
-        metrics = update(learners, sequences)
+        metrics = update(learners, sequences, **kind)
         if trainer.ahead is not None:
             trainer.ahead.result()
         playing.clear()

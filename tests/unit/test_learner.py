@@ -502,7 +502,7 @@ def test_a_learner_beside_an_engine_trains_as_one_alone(make_group: MakeGroup) -
     alone, beside = make_group(config), LocalLearnerGroup(config, ROLE, None, beside=policies)
     try:
         assert train(alone, 2) == train(beside, 2)
-        assert far(alone.weights(), beside.weights()) == 0.0
+        assert far(alone.learner.weights(), beside.learner.weights()) == 0.0
         held = {p.data_ptr() for p in policies.module(ROLE).parameters()}
         assert held & {p.data_ptr() for p in beside.learner.policies.module(ROLE).parameters()}
     finally:

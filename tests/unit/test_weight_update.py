@@ -170,8 +170,8 @@ def test_runners_have_as_long_for_new_weights_as_is_said_and_a_fifth_of_it_to_me
 
         actor_ids = healthy_actor_ids = lambda self: [1]
 
-        def probe_unhealthy_actors(self, **_: Any) -> list[int]:
-            return []
+        def actors(self) -> dict[int, None]:
+            return {1: None}
 
         def foreach_actor(self, methods: Any, *, kwargs: Any, timeout_seconds: float, **_: Any) -> list[Any]:
             (sent,) = kwargs
