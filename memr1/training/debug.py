@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from memr1.config import Config
+from memr1.config import Config, StageConfig
 from memr1.errors import MemR1Error
 from memr1.learner.group import LocalLearnerGroup
 from memr1.learner.packing import TrainSequence, plan_microbatches
@@ -86,11 +86,20 @@ def saved_batches(path: Path) -> list[Path]:
     return found
 
 
-def replay(config: Config, role: str, sequence: TrainSequence, checkpoint: Path | None) -> dict[str, np.ndarray]:
-    """Every tensor of one sequence on its way through the update, by name.
+def trajectory_of(sequences: Sequence[TrainSequence], index: int) -> list[int]:
+    """Numbers of the sequences that are steps of the same trajectory as the one of that number, in order."""
+    whole = sequences[index].trajectory
+    return [index] if whole is None else [i for i, s in enumerate(sequences) if s.trajectory == whole]
+
+
+def replay(
+    config: Config, stage: StageConfig, sequences: Sequence[TrainSequence], checkpoint: Path | None
+) -> list[dict[str, np.ndarray]]:
+    """Every tensor of each sequence on its way through the update, by name.
 
     The micro-batch as it is packed (see `MicroBatch`), then for each trained token, shape (n,): `logprobs` under the
     weights at hand, `entropy`, `importance_weight` and `loss`, its term of the surrogate before aggregation and clip.
+    Without `advantages` and `loss` for PPO: they take the critic's values, and its weights are not read here.
     """
     import torch
 
@@ -98,7 +107,7 @@ def replay(config: Config, role: str, sequence: TrainSequence, checkpoint: Path 
     from memr1.models.adapters import PolicyModel
     from memr1.models.registry import pick_device
 
-    device = pick_device(config.model.device)
+    device, role = pick_device(config.model.device), stage.role
     policies = PolicyModel.create(
         config.model.name, (role,), config.model.weights, config.model.lora, seed=config.seed,
         dtype=config.model.dtype, device=device,
@@ -106,19 +115,27 @@ def replay(config: Config, role: str, sequence: TrainSequence, checkpoint: Path 
     if checkpoint is not None:
         with reading(checkpoint / "policies") as written:
             policies.load(role, written / role)
-    plan = plan_microbatches(
-        [sequence], num_ranks=1, max_tokens_per_microbatch=config.learner.max_tokens_per_microbatch, pad_id=0
-    )
-    ((batch,),) = plan.ranks
+    shown = []
     with policies.use(role) as model, torch.no_grad():
         scorer = CompletionScorer(model)
-        logprobs, entropy = scorer(**to_tensors(batch, device), temperature=config.rollout.temperature)
-    out = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), np.ndarray)}
-    out |= {"logprobs": logprobs.float().cpu().numpy(), "entropy": entropy.float().cpu().numpy()}
-    weight = np.ones_like(out["logprobs"])
-    if batch.rollout_logprobs is not None and config.algo.importance_cap > 0:
-        weight = np.minimum(np.exp(out["logprobs"] - batch.rollout_logprobs), config.algo.importance_cap)
-    return out | {"importance_weight": weight, "loss": -weight * batch.advantages}
+        for sequence in sequences:
+            plan = plan_microbatches(
+                [sequence], num_ranks=1, max_tokens_per_microbatch=config.learner.max_tokens_per_microbatch, pad_id=0
+            )
+            ((batch,),) = plan.ranks
+            logprobs, entropy = scorer(**to_tensors(batch, device), temperature=config.rollout.temperature)
+            out = {f.name: value for f in fields(batch) if isinstance(value := getattr(batch, f.name), np.ndarray)}
+            out |= {"logprobs": logprobs.float().cpu().numpy(), "entropy": entropy.float().cpu().numpy()}
+            weight = np.ones_like(out["logprobs"])
+            if batch.rollout_logprobs is not None and config.algo.importance_cap > 0:
+                weight = np.minimum(np.exp(out["logprobs"] - batch.rollout_logprobs), config.algo.importance_cap)
+            out["importance_weight"] = weight
+            if stage.objective == "ppo":
+                del out["advantages"]
+            else:
+                out["loss"] = -weight * batch.advantages
+            shown.append(out)
+    return shown
 
 
 def token_table(config: Config, tensors: dict[str, np.ndarray]) -> Any:
@@ -128,7 +145,8 @@ def token_table(config: Config, tensors: dict[str, np.ndarray]) -> Any:
     from memr1.models.registry import load_tokenizer
 
     tokenizer = load_tokenizer(config.model.name)
-    table = Table("#", "id", "token", "rollout", "logprob", "difference", "entropy", "weight", "advantage", "loss")
+    per_token = [n for n in ("entropy", "importance_weight", "advantages", "loss") if n in tensors]
+    table = Table("#", "id", "token", "rollout", "logprob", "difference", *per_token)
     rollout = tensors.get("rollout_logprobs")
     for i, token in enumerate(tensors["targets"].tolist()):
         logprob = float(tensors["logprobs"][i])
@@ -137,6 +155,6 @@ def token_table(config: Config, tensors: dict[str, np.ndarray]) -> Any:
             str(i), str(token), repr(tokenizer.decode([token])),
             *(["", f"{logprob:.4f}", ""] if before is None else
               [f"{before:.4f}", f"{logprob:.4f}", f"{logprob - before:+.1e}"]),
-            *(f"{float(tensors[name][i]):.4f}" for name in ("entropy", "importance_weight", "advantages", "loss")),
+            *(f"{float(tensors[name][i]):.4f}" for name in per_token),
         )  # fmt: skip
     return table

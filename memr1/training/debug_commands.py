@@ -63,13 +63,15 @@ def update(
 def replay(
     config: ConfigPath,
     batch: Annotated[Path, typer.Argument(help="A batch file, of `memr1 debug rollout` or of a checkpoint.")],
-    index: Annotated[int, typer.Option(help="Which sequence of the batch, from 0.")] = 0,
+    index: Annotated[
+        int, typer.Option(help="Which sequence of the batch, from 0; shown with the rest of its trajectory.")
+    ] = 0,
     stage: Stage = 0,
     checkpoint: Checkpoint = None,
     out: Annotated[Path | None, typer.Option(help="Write all tensors to this .npz file as well.")] = None,
     overrides: Set = None,
 ) -> None:
-    """Show every tensor of one sequence on its way through the update, and its tokens one by one."""
+    """Show every tensor of one trajectory on its way through the update, and its tokens one by one."""
     import numpy as np
     from rich.console import Console
 
@@ -77,19 +79,27 @@ def replay(
     from memr1.errors import MemR1Error
     from memr1.training.batch import Batch
     from memr1.training.debug import replay as tensors_of
-    from memr1.training.debug import token_table
+    from memr1.training.debug import token_table, trajectory_of
 
     settings, sequences = load_config(config, overrides or ()), Batch.load(batch).sequences
     if not 0 <= index < len(sequences):
         raise MemR1Error(f"--index {index}: {batch} has {len(sequences)} sequences, counted from 0")
     if not 0 <= stage < len(settings.stages):
         raise MemR1Error(f"--stage {stage}: the configuration has {len(settings.stages)} stages, counted from 0")
-    tensors = tensors_of(settings, settings.stages[stage].role, sequences[index], checkpoint)
-    for name, value in tensors.items():
-        print(f"{name} {value.dtype}{list(value.shape)}\n{np.array2string(value, threshold=10**6)}")
-    Console(width=160).print(token_table(settings, tensors))
+    chosen, steps = settings.stages[stage], trajectory_of(sequences, index)
+    shown = tensors_of(settings, chosen, [sequences[i] for i in steps], checkpoint)
+    for number, tensors in zip(steps, shown, strict=True):
+        print(f"sequence {number}" + (f", of a trajectory of {len(steps)}" if len(steps) > 1 else ""))
+        for name, value in tensors.items():
+            print(f"{name} {value.dtype}{list(value.shape)}\n{np.array2string(value, threshold=10**6)}")
+        Console(width=160).print(token_table(settings, tensors))
+    if chosen.objective == "ppo":
+        print("advantages and loss are the critic's to tell, whose weights are not read here")
     if out is not None:
-        np.savez(out, **tensors)  # type: ignore[arg-type]
+        several = len(steps) > 1
+        named = zip(steps, shown, strict=True)
+        arrays = {f"{i}/{name}" if several else name: value for i, tensors in named for name, value in tensors.items()}
+        np.savez(out, **arrays)  # type: ignore[arg-type]
 
 
 def _show(metrics: dict[str, float]) -> None:

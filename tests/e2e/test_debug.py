@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ stages:
   - {role: answerer, objective: sft, steps: 1, examples_per_step: 2}
   - {role: answerer, objective: grpo, steps: 1, learning_rate: 1e-2}
 """
+
+
+PPO = ("--set", "stages.1.objective=ppo", "--set", "algo.critic.warmup_steps=0")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,6 +95,26 @@ def test_replay_shows_every_tensor_and_agrees_with_the_rollout(run: tuple[Path, 
         for name, value in tensors.items():
             assert f"{name} {value.dtype}{list(value.shape)}" in said
     assert str(sequence.completion_ids[0]) in said
+
+
+def test_replay_shows_all_steps_of_a_trajectory_and_of_ppo_what_needs_no_critic(
+    run: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    path, _, batches = run
+    made = Batch.load(batches / "batch_000002.json")
+    steps = [replace(s, trajectory=99) if i in (2, 5) else s for i, s in enumerate(made.sequences)]
+    file, out = tmp_path / "batch.json", tmp_path / "tensors.npz"
+    replace(made, sequences=steps).save(file)
+    said = call("replay", path, file, "--index", 5, "--stage", 1, "--out", out)
+    assert "sequence 2, of a trajectory of 2" in said and "sequence 5, of a trajectory of 2" in said
+    with np.load(out) as tensors:
+        for i in (2, 5):
+            assert tensors[f"{i}/targets"].tolist() == list(steps[i].completion_ids)
+        assert "5/loss" in tensors and not any(name.startswith("3/") for name in tensors)
+    said = call("replay", path, file, "--stage", 1, "--out", out, *PPO)
+    assert "advantages and loss are the critic's to tell" in said
+    with np.load(out) as tensors:
+        assert "logprobs" in tensors and not {"loss", "advantages"} & set(tensors)
 
 
 def test_what_cannot_be_rehearsed_is_told(run: tuple[Path, Path, Path], tmp_path: Path) -> None:
