@@ -67,8 +67,9 @@ class MemoryConfig:
     """Divide that budget equally among the speakers: with 60 and two speakers, the 30 best entries of each."""
     pressure: float = 0.0
     """Taken off the manager's reward for each entry that a decision adds to the bank, and once for a decision that
-    cannot be parsed or is rejected, but only where every answer is right: being right comes first, thrift second. 0 is
-    the paper's outcome-only reward, under which adding everything is nearly free while banks are small. 0.05 to 0.2."""
+    cannot be parsed or is rejected, but only where every answer is right (in a replay, for each decision on average, in
+    proportion to how right its answers are): being right comes first, thrift second. 0 is the paper's outcome-only
+    reward, under which adding everything is nearly free while banks are small. 0.05 to 0.2."""
     on_reject: str = "abort"
     """`abort` applies a decision wholly or not at all; `skip` applies the valid operations of a decision."""
 

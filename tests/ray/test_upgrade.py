@@ -170,7 +170,7 @@ def test_a_run_of_one_process_goes_on_with_two_ranks_as_if_it_had_gone_on_alone(
         rows = {row.process: row for row in busy(told["traceEvents"])}
         assert list(rows) == ["driver", "learner 0", "learner 1", "runner 1"]
         assert set(rows["driver"].seconds) == {"setup", "rollout", "update", "sync"}
-        assert {"start", "update", "weights"} <= set(rows["learner 1"].seconds)
+        assert {"start", "update", "ship"} <= set(rows["learner 1"].seconds)
         assert rows["runner 1"].seconds["load_weights"] > 0
         for e in (e for e in told["traceEvents"] if e["name"] == "update"):
             (whole,) = (d for d in told["traceEvents"] if d["name"] == "update" and d["args"]["process"] == "driver"
