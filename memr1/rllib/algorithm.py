@@ -281,10 +281,10 @@ class MemoryR1(Algorithm):
         logged = set(self.step_metrics)
         self._take_in_runners()
         self.step_metrics = self.trainer.step()
+        self._timeline.end_step(self.trainer.state.step, self.step_metrics)  # at once: it counts back from now
         if self._learners_leave():
             self.trainer.save()  # when the node is gone, there is nothing but the step of then to do again
         pool = self.pool
-        self._timeline.end_step(self.trainer.state.step, self.step_metrics)
         self._telemetry.publish(self.trainer.state.step, self.step_metrics, pool.num_ready, pool.size, pool.last_busy)
         for name in logged - set(self.step_metrics):
             # a stage without rollouts must not show the rewards of the last one
