@@ -102,7 +102,8 @@ def evaluate(
     """Evaluate systems one after the other; each row is written to the run folder as soon as it is known.
 
     Weights come from the run's checkpoints. Systems that the dataset or the run lacks something for are left out, and
-    said so; MemR1Error when that leaves none. Where an audit disputes labels, a second row leaves those questions out.
+    said so; MemR1Error when that leaves none, or no question is there. Where an audit disputes labels, a second row
+    leaves those questions out.
 
     benchmark: the name under which rows and predictions are kept.
     stop: asked before each system; True ends the evaluation there.
@@ -112,6 +113,11 @@ def evaluate(
     rows: list[Row] = []
     lacks: list[str] = []
     questions = sum(q.asked_after is None for d in dialogues for q in d.questions)
+    if not questions:
+        raise MemR1Error(
+            f"{benchmark}: nothing to evaluate, since no dialogue has a question that is asked at its end; add some to "
+            "the data (in JSON Lines: questions without asked_after)"
+        )
     digest = measured_on(config, dialogues)
     console.print(
         f"evaluating {len(systems)} systems on {benchmark}, {len(dialogues)} dialogues, {questions} questions"
