@@ -80,8 +80,13 @@ def bare(source: str, clients: Sequence[int], rounds: int, entries: int) -> dict
 class Served:
     """A service of its own in other processes, on a free port of loopback."""
 
-    ROLES = (("ServeReplica:memr1:gateway", "gateway"), ("ServeReplica:memr1:model", "model"), ("BankOwner", "owner"))
-    """Part of a Ray process's name, and what it is."""
+    ROLES = (
+        ("memr1.serving.model_process", "model"),
+        ("ServeReplica:memr1:gateway", "gateway"),
+        ("ServeReplica:memr1:model", "model"),
+        ("BankOwner", "owner"),
+    )
+    """Part of a child's command line, and what it is."""
 
     def __init__(self, source: str, folder: Path, on_ray: bool, *settings: str) -> None:
         with socket.socket() as s:
@@ -109,10 +114,8 @@ class Served:
                 time.sleep(0.2)
 
     def processes(self) -> dict[str, psutil.Process]:
-        """Processes by role: `service`, or on Ray Serve `gateway`, `model` and `owner`."""
-        if not self._on_ray:
-            return {"service": self._process}
-        found = {}
+        """Processes by role: `service` and `model`, or on Ray Serve `gateway`, `model` and `owner`."""
+        found = {} if self._on_ray else {"service": self._process}
         for process in self._process.children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 name = " ".join(process.cmdline())
@@ -120,10 +123,14 @@ class Served:
         return found
 
     def kill(self, role: str) -> None:
-        """SIGKILL. Ray brings its processes back; the service is started again."""
-        self.processes()[role].kill()
-        if not self._on_ray:
-            self._process.wait()
+        """SIGKILL. Ray and the service bring their processes back; the service itself is started again, when its model
+        has ended, too."""
+        processes = self.processes()
+        processes[role].kill()
+        if role == "service":
+            _, left = psutil.wait_procs(processes.values(), 30)
+            if left:
+                raise SystemExit(f"processes that outlive their service: {left}")
             self._start()
 
     def stop(self) -> None:

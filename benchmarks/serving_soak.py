@@ -2,9 +2,9 @@
 
 Clients add (verbatim, as jobs, and through the manager), search for what they added, ask, listen to streams, break off
 and send nonsense, one request after the other. In the first half of the time processes are killed with SIGKILL and
-come back: the service itself under uvicorn, owner, model and gateway on Ray Serve. The second half is left alone, so
-that memory and open files can be seen to be flat, and what is still held some seconds after the load, beside what there
-was at first. Then every bank is read and compared with what was acknowledged.
+come back: the service itself and its model under uvicorn, owner, model and gateway on Ray Serve. The second half is
+left alone, so that memory and open files can be seen to be flat, and what is still held some seconds after the load,
+beside what there was at first. Then every bank is read and compared with what was acknowledged.
 """
 
 from __future__ import annotations

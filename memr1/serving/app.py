@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -19,7 +20,7 @@ from memr1.serving import console, mem0_api, native_api, openai_api, runs_api
 from memr1.serving.agents import AgentService
 from memr1.serving.banks import Banks, BankService, InProcess
 from memr1.serving.errors import ApiError, as_api_error, body_of
-from memr1.serving.inference import Generator, Inference, Model, watched
+from memr1.serving.inference import Generator, Model
 from memr1.serving.jobs_worker import JobsWorker
 from memr1.serving.keys import LOCAL_TENANT, KeyFile, Principal, RateLimiter
 from memr1.serving.middleware import Gate
@@ -86,29 +87,55 @@ class Services:
             self.traces.close()
 
 
-def start(settings: ServingConfig) -> Services:
-    """Services in this process: the store and, where the settings name one, the model."""
+def start(settings: ServingConfig, *, own_process: bool = False) -> Services:
+    """Services over a store in this process and, where the settings name one, a model.
+
+    own_process: the model is in a child process, where nothing that this one does slows it down.
+    """
     from memr1.memory.embed import load_embedder
 
-    keys = KeyFile(settings.keys) if settings.keys is not None else None
     source = _source(settings)
     service = BankService(settings, load_embedder(embedder_name(settings, source), max_texts=settings.cached_vectors))
-    try:
-        traces = Traces() if settings.traces else None
-        banks: Banks = InProcess(service) if traces is None else TracedBanks(InProcess(service), traces)
-        if source is None:
-            return Services(settings, banks, keys=keys, traces=traces, stop=service.close)
-        from memr1.serving.source import load_runner
 
-        runner = load_runner(source, settings.threads)
-        inference = Inference(watched(runner.engine), max_queue=settings.max_queue, max_batch=settings.max_batch)
-        metrics = Metrics()
-        generator = observed(inference, metrics, traces)
-        agents = AgentService(source.config, runner.world.agents, generator, banks, settings, source.label)
-        return Services(settings, banks, agents, inference, keys, metrics, traces=traces, stop=service.close)
+    def model() -> Model:
+        from memr1.serving.model_process import ModelProcess
+        from memr1.serving.source import load_model
+
+        assert source is not None
+        load = partial(load_model, source, settings)
+        return ModelProcess(load) if own_process else load()
+
+    try:
+        return put_together(settings, source, InProcess(service), model, service.close)
     except BaseException:
         service.close()
         raise
+
+
+def put_together(
+    settings: ServingConfig,
+    source: Source | None,
+    banks: Banks,
+    model: Callable[[], Model],
+    stop: Callable[[], None] = lambda: None,
+) -> Services:
+    """Services over banks and a model, wherever these are; by itself nothing heavy but the tokenizer.
+
+    model: called last, and only where there is a source. stop: see `Services.stop`.
+    """
+    keys = KeyFile(settings.keys) if settings.keys is not None else None
+    traces = Traces() if settings.traces else None
+    if traces is not None:
+        banks = TracedBanks(banks, traces)
+    if source is None:
+        return Services(settings, banks, keys=keys, traces=traces, stop=stop)
+    from memr1.agents.roles import make_agents
+    from memr1.models.registry import load_tokenizer
+
+    agents, metrics = make_agents(source.config, load_tokenizer(source.config.model.name)), Metrics()
+    served = model()
+    service = AgentService(source.config, agents, observed(served, metrics, traces), banks, settings, source.label)
+    return Services(settings, banks, service, served, keys, metrics, traces=traces, stop=stop)
 
 
 def observed(generator: Generator, metrics: Metrics, traces: Traces | None = None) -> Generator:

@@ -130,13 +130,13 @@ def leave_on_sigterm() -> None:
 
 
 def run_uvicorn(settings: ServingConfig, host: str, port: int) -> None:
-    """Serve settings with plain uvicorn."""
+    """Serve settings with plain uvicorn, the model in a process of its own."""
     from memr1.serving.app import start
     from memr1.serving.observe import log_to_stderr
     from memr1.serving.server import Server
 
     log_to_stderr()
-    services = start(settings)
+    services = start(settings, own_process=True)
     leave_on_sigterm()
     try:
         print(

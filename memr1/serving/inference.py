@@ -1,8 +1,9 @@
 """One model for all clients and roles: whatever waits is generated together, in short rounds.
 
-A thread of its own runs the engine, which is not thread-safe. While a round runs, requests gather for the next one; a
-round lasts as long as its longest completion, some dozens of tokens. Requests that nobody waits for any more are
-dropped before their round, or at their next token.
+Gateways see two protocols, since the model of a service is in another process than they are. There, a thread of its own
+runs the engine, which is not thread-safe. While a round runs, requests gather for the next one; a round lasts as long
+as its longest completion, some dozens of tokens. Requests that nobody waits for any more are dropped before their
+round, or at their next token.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ LONGEST_LINGER_S = 0.04
 LINGER_SHARE = 0.1
 """While fewer wait than the last round had, whose clients are about to come again, they are waited for from its end for
 this share of what it took. Otherwise some clients would be a round behind for ever, in rounds half full."""
+MODEL_PATIENCE_S = 30.0
+"""How long a generation waits for a model that died to be back."""
+MODEL_READY_S = 2.0
+"""Time in which a model in another process has to say that it lives."""
 
 
 class WatchedEngine(Protocol):
@@ -71,17 +76,26 @@ class Generator(Protocol):
         """Tokens of one completion as they are sampled, then the completion."""
 
 
-class Model(Protocol):
+class Model(Generator, Protocol):
     """A model from the side of whoever looks after it, wherever it runs."""
 
     async def ready(self) -> bool:
         """Whether it generates."""
 
     async def counts(self) -> Mapping[str, RoundStats]:
-        """Of each replica, by its name; a model in this process has none. Those that do not answer are left out."""
+        """Of each replica, by its name; a model that has none is "". Those that do not answer are left out."""
 
     def close(self, timeout_s: float) -> None:
-        """Finish what was begun and stop, if it is this process's."""
+        """Finish what was begun and stop, if it is this program's."""
+
+
+async def wait_for_model(error: Exception, end: float) -> None:
+    """A moment; `ApiError` 503 after the end."""
+    if time.monotonic() > end:
+        logger.warning("the model is away: %s", type(error).__name__)
+        said = "the model is restarted; ask again"
+        raise ApiError(503, "model_unavailable", said, headers={"Retry-After": "2"}) from None
+    await asyncio.sleep(0.2)
 
 
 @dataclass
@@ -126,7 +140,7 @@ class _Waiting:
 
 
 class Inference:
-    """See `Generator`; in this process. Close it: its thread outlives forgotten ones."""
+    """See `Generator` and `Model`; in this process. Close it: its thread outlives forgotten ones."""
 
     def __init__(self, engine: WatchedEngine, *, max_queue: int = 256, max_batch: int = 64) -> None:
         self._engine, self._max_queue, self._max_batch = engine, max_queue, max_batch

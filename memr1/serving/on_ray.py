@@ -30,27 +30,20 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from memr1.errors import MemR1Error
 from memr1.rollout.engine import Completion, GenerationRequest
 from memr1.serving import proxy
-from memr1.serving.agents import AgentService
-from memr1.serving.app import Services, embedder_name, make_app, observed
-from memr1.serving.banks import Banks, BankService
+from memr1.serving.app import Services, embedder_name, make_app, put_together
+from memr1.serving.banks import BankService
 from memr1.serving.errors import ApiError, overloaded
-from memr1.serving.inference import Inference, RoundStats, watched
-from memr1.serving.keys import KeyFile
-from memr1.serving.observe import Metrics, log_to_stderr
+from memr1.serving.inference import MODEL_PATIENCE_S, MODEL_READY_S, RoundStats, wait_for_model
+from memr1.serving.observe import log_to_stderr
 from memr1.serving.reading import BankReader
 from memr1.serving.settings import ServingConfig
-from memr1.serving.source import default_source, find_source, load_runner
-from memr1.serving.tracing import TracedBanks, Traces
+from memr1.serving.source import default_source, find_source, load_model
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "memr1"
 OWNER_PATIENCE_S = 30.0
 """How long a restarted owner waits for the lock of the one that died, and callers for the owner."""
-MODEL_PATIENCE_S = 30.0
-"""How long a generation waits for a replica of the model that died to be replaced."""
-MODEL_READY_S = 2.0
-"""Time in which the model has to say that it lives."""
 _MODEL_AWAY = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError)
 _REPEATABLE = frozenset(
     {name for name in vars(BankReader) if not name.startswith("_")}
@@ -155,7 +148,7 @@ class RemoteModel:
             except BackPressureError:
                 raise overloaded("too many generations wait for the model") from None
             except _MODEL_AWAY as error:
-                await _wait_for_model(error, end)
+                await wait_for_model(error, end)
             else:
                 return completions
 
@@ -171,7 +164,7 @@ class RemoteModel:
             except RayTaskError as error:
                 raise _known(error) from None
             except _MODEL_AWAY as error:
-                await _wait_for_model(error, end)
+                await wait_for_model(error, end)
             else:
                 return
             finally:
@@ -197,15 +190,6 @@ class RemoteModel:
         """See `Model.close`: its replicas are Serve's to stop."""
 
 
-async def _wait_for_model(error: Exception, end: float) -> None:
-    """A moment; `ApiError` 503 after the end."""
-    if time.monotonic() > end:
-        logger.warning("the model is away: %s", type(error).__name__)
-        said = "the model is restarted; ask again"
-        raise ApiError(503, "model_unavailable", said, headers={"Retry-After": "2"}) from None
-    await asyncio.sleep(0.2)
-
-
 def _known(error: RayTaskError) -> Exception:
     return error.cause if isinstance(error.cause, MemR1Error) else error
 
@@ -215,8 +199,7 @@ class ModelReplica:
 
     def __init__(self, settings: ServingConfig) -> None:
         assert settings.source is not None
-        runner = load_runner(find_source(settings.source), settings.threads)
-        self._inference = Inference(watched(runner.engine), max_queue=settings.max_queue, max_batch=settings.max_batch)
+        self._inference = load_model(find_source(settings.source), settings)
 
     async def generate(self, requests: list[GenerationRequest]) -> list[Completion]:
         """See `Generator.generate`."""
@@ -287,22 +270,10 @@ def _in_full(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def _services(settings: ServingConfig) -> Services:
-    """A gateway's: nothing heavy lives in it but the tokenizer."""
-    from memr1.agents.roles import make_agents
-    from memr1.models.registry import load_tokenizer
-
-    keys = KeyFile(settings.keys) if settings.keys is not None else None
+    """A gateway's."""
     source = None if settings.source is None else find_source(settings.source)
-    traces = Traces() if settings.traces else None
-    banks: Banks = RemoteBanks(owner_of(settings, embedder_name(settings, source)))
-    if traces is not None:
-        banks = TracedBanks(banks, traces)
-    if source is None:
-        return Services(settings, banks, keys=keys, traces=traces)
-    agents = make_agents(source.config, load_tokenizer(source.config.model.name))
-    model, metrics = RemoteModel(serve.get_deployment_handle("model")), Metrics()
-    service = AgentService(source.config, agents, observed(model, metrics, traces), banks, settings, source.label)
-    return Services(settings, banks, service, model, keys, metrics, traces=traces)
+    banks = RemoteBanks(owner_of(settings, embedder_name(settings, source)))
+    return put_together(settings, source, banks, lambda: RemoteModel(serve.get_deployment_handle("model")))
 
 
 def run(settings: ServingConfig, host: str, port: int) -> None:

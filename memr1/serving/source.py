@@ -1,4 +1,4 @@
-"""Where the weights of a service come from: a run, one of its checkpoints, an export, or an untrained model."""
+"""Where the model of a service comes from: a run, one of its checkpoints, an export, or an untrained model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from memr1.config import Config
 from memr1.config_file import load_config
 from memr1.errors import MemR1Error
 from memr1.rollout.runner import ROLES, Runner
+from memr1.serving.inference import Inference, watched
+from memr1.serving.settings import ServingConfig
 
 DEFAULT_RUN = Path("runs/train_local")
 DEFAULT_MODEL = "smollm2-135m"
@@ -102,3 +104,9 @@ def load_runner(source: Source, threads: int) -> Runner:
     if source.policies is not None:
         runner.load_policies(str(source.policies), source.roles)
     return runner
+
+
+def load_model(source: Source, settings: ServingConfig) -> Inference:
+    """The model of a source at work in this process. `MemR1Error` where weights are missing or damaged."""
+    engine = watched(load_runner(source, settings.threads).engine)
+    return Inference(engine, max_queue=settings.max_queue, max_batch=settings.max_batch)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from memr1.serving.keys import KeyFile
@@ -80,6 +81,39 @@ def test_an_untrained_model_is_served_with_a_warning_and_refuses_what_it_garbles
         assert not (tmp_path / "memory.db.owner").exists(), "the store was given up"
     said = (tmp_path / "serve.log").read_text()
     assert '"route": "/v1/answer"' in said and "Oslo" not in said and "Traceback" not in said
+
+
+def test_a_model_that_is_killed_is_back_and_none_outlives_its_service(tmp_path: Path, tiny_random: Path) -> None:
+    def model_of(process: subprocess.Popen[str]) -> psutil.Process | None:
+        children = psutil.Process(process.pid).children()
+        return next((p for p in children if "memr1.serving.model_process" in p.cmdline()), None)
+
+    def answer(url: str) -> httpx.Response:
+        headers = {"X-Request-Id": "r"}
+        return httpx.post(f"{url}/v1/answer", json={"question": "Where?", **MARA}, headers=headers, timeout=60)
+
+    with served(tmp_path, "tiny-random") as (url, process):
+        at = f"{url}/v1/banks/notes/memories"
+        text = {"text": "Mara lives in Oslo.", "infer": False}
+        assert httpx.post(at, params=MARA, json=text, timeout=60).status_code == 200
+        before, first = answer(url).json(), model_of(process)
+        assert first is not None
+        first.kill()
+        while (ready := httpx.get(f"{url}/readyz", timeout=20)).status_code == 200:
+            time.sleep(0.005)
+        assert ready.status_code == 503 and ready.json()["error"]["code"] == "not_ready"
+        assert httpx.get(at, params=MARA, timeout=20).json()["total"] == 1, "memories are there without a model"
+        after = answer(url)
+        assert after.status_code == 200 and httpx.get(f"{url}/readyz", timeout=20).status_code == 200
+        assert after.json() == before
+        second = model_of(process)
+        assert second is not None and second != first
+        process.kill()
+        process.wait(20)
+        end = time.monotonic() + 30
+        while second.is_running() and second.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, "the model outlives its service"
+            time.sleep(0.05)
 
 
 def test_acknowledged_writes_survive_kills_and_repeated_ones_are_applied_once(tmp_path: Path) -> None:
@@ -215,9 +249,10 @@ def test_under_load_and_kills_nothing_acknowledged_is_lost_or_doubled_and_errors
     for what in ("applied more than once: 0", "acknowledged and not found by a search: 0", "not JSON: 0"):
         assert what in printed
     assert printed.count("killed at") == 2
-    lives = [line.split() for line in printed.splitlines() if line.startswith("service ")]
-    assert all(float(at_first) > 10 for _, _, at_first, *_ in lives)
-    assert float(lives[-1][5]) > 10 and all(life[5] == "-" for life in lives[:-1]), "memory after the load"
+    for role in ("service", "model"):
+        lives = [line.split() for line in printed.splitlines() if line.startswith(f"{role} ")]
+        assert len(lives) > 1 and all(float(at_first) > 10 for _, _, at_first, *_ in lives)
+        assert float(lives[-1][5]) > 10 and all(life[5] == "-" for life in lives[:-1]), "memory after the load"
 
 
 @pytest.mark.slow
