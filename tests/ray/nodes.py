@@ -254,13 +254,14 @@ def assert_undisturbed(job: Job, alone: Config) -> None:
     steps = job.steps()
     assert [line["step"] for line in steps] == list(range(1, len(steps) + 1))
     session = LocalSession(alone, RunLog(alone.run_dir), None)
-    session.trainer.save = lambda *_, **__: None  # type: ignore[method-assign, assignment]
     try:
         expected = [session.step() for _ in steps]
     finally:
         session.close()
     assert [line.get("learner/loss") for line in steps] == pytest.approx(
-        [metrics.get("learner/loss") for metrics in expected], rel=1e-3
+        [metrics.get("learner/loss") for metrics in expected],
+        rel=1e-3,
+        abs=1e-7,  # terms of a loss can cancel, and what is left is rounding
     )
     played, wanted = rollout_files(job.run_dir), rollout_files(alone.run_dir)
     assert played.keys() == wanted.keys()
