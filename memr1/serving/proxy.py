@@ -1,5 +1,8 @@
 """In the processes of Ray Serve that take requests in: what Serve itself refuses, in plain text, is refused in JSON.
 
+A request whose replica is gone gets no answer at all from Serve, for which uvicorn then writes a plain 500; it gets one
+here as well.
+
 Serve asks the function that RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names when such a process starts, so the variable
 has to be set where the cluster is started; `memr1 serve --ray` sets it for a cluster of its own.
 """
@@ -7,6 +10,7 @@ has to be set where the cluster is started; `memr1 serve --ray` sets it for a cl
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 
 from starlette.datastructures import Headers
@@ -14,6 +18,8 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from memr1.serving.errors import ApiError, body_of, not_found
+
+log = logging.getLogger(__name__)
 
 VARIABLE, CALLBACK = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH", "memr1.serving.proxy:middlewares"
 
@@ -25,17 +31,21 @@ def middlewares() -> list[Middleware]:
 
 class JsonErrors:
     """ASGI middleware: an error that is no JSON gets a body in the dialect of its route. The application's own errors
-    are JSON already and pass."""
+    are JSON already and pass. So does a request that the application leaves without an answer."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        refused = False
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = refused = False
 
         async def passed(message: Message) -> None:
-            nonlocal refused
+            nonlocal begun, refused
+            begun = True
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 headers = Headers(raw=message["headers"])
                 if not headers.get("content-type", "").startswith("application/json"):
@@ -44,7 +54,15 @@ class JsonErrors:
             if not refused:
                 await send(message)
 
-        await self._app(scope, receive, passed if scope["type"] == "http" else send)
+        try:
+            await self._app(scope, receive, passed)
+        except Exception:
+            if begun:  # the connection is cut, which tells the client that the answer is not whole
+                raise
+            log.exception("a request was left without an answer")
+        if not begun:
+            request_id = Headers(scope=scope).get("x-request-id")
+            await _refuse(_as_ours(500), scope["path"], request_id, send)
 
 
 def _as_ours(status: int) -> ApiError:

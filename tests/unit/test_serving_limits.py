@@ -448,3 +448,26 @@ def test_what_ray_serve_refuses_in_plain_text_is_refused_in_json() -> None:
     assert asyncio.run(ask("/memories/503")).json().keys() == {"detail", "code", "request_id"}
     for path in ("/v1/200", "/ours/500"):
         assert asyncio.run(ask(path)).text == "{}    "
+
+
+@pytest.mark.parametrize("end", ["returns", "raises", "raises in the middle"])
+def test_a_request_whose_replica_of_ray_serve_is_gone_gets_an_answer_in_json(end: str) -> None:
+    async def gone(scope: Any, receive: Any, send: Any) -> None:
+        if end == "raises in the middle":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"{", "more_body": True})
+        if end != "returns":
+            raise ConnectionError("the replica is gone")
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(JsonErrors(gone))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
+            return await client.get("/v1/banks", headers={"X-Request-Id": "r-2"})
+
+    if end == "raises in the middle":
+        with pytest.raises(ConnectionError):
+            asyncio.run(ask())
+        return
+    refused = asyncio.run(ask())
+    error = error_of(refused, 503)
+    assert (error["code"], error["request_id"], refused.headers["Retry-After"]) == ("unavailable", "r-2", "1")
